@@ -1,0 +1,51 @@
+// Paths x_t = alpha(t) x1 + sigma(t) x0 on t in [0, 1]: the formulas exist here and nowhere else. Used by the plan
+// builder, by the kernels of interpolate, and through _core by Python and the tests.
+//
+//   linear         Lipman et al. 2023 (CondOT), Liu et al. 2023 (rectified flow)      alpha = t, sigma = 1 - t
+//   trigonometric  Albergo & Vanden-Eijnden 2023 (GVP); the cosine schedule            alpha = sin(pi t/2), sigma =
+//   cos(pi t/2) vp             Song et al. 2021, eq. 11 and 29, with s = 1 - t as diffusion time
+#pragma once
+
+#include "exact_math.hpp"
+
+namespace pfc {
+
+enum class PathKind : int { kLinear = 0, kTrigonometric = 1, kVP = 2 };
+
+// kind and its parameters; VP: a = beta_min, b = beta_max.
+struct Path {
+  PathKind kind = PathKind::kLinear;
+  double a = 0.0;
+  double b = 0.0;
+};
+
+struct PathPoint {
+  double alpha, sigma, dalpha, dsigma;
+};
+
+// log alpha of the VP path at s = 1 - t.
+PFC_HD double vp_log_alpha(const Path& path, double s) { return -0.25 * s * s * (path.b - path.a) - 0.5 * s * path.a; }
+
+PFC_HD PathPoint evaluate(const Path& path, double t) {
+  switch (path.kind) {
+    case PathKind::kTrigonometric: {
+      const double s = exact::sin_half_pi(t);
+      const double c = exact::cos_half_pi(t);
+      return {s, c, exact::kHalfPi * c, -exact::kHalfPi * s};
+    }
+    case PathKind::kVP: {
+      const double s = 1.0 - t;
+      const double log_alpha = vp_log_alpha(path, s);
+      const double alpha = exact::exp(log_alpha);
+      const double variance = -exact::expm1(2.0 * log_alpha);
+      const double sigma = exact::sqrt(variance);
+      const double half_beta = 0.5 * (path.a + s * (path.b - path.a));
+      // sigma' = -alpha^2 beta / (2 sigma) has no finite value at t = 1, where sigma = 0: minus infinity, as it is.
+      return {alpha, sigma, alpha * half_beta, -alpha * alpha * half_beta / sigma};
+    }
+    case PathKind::kLinear:
+    default: return {t, 1.0 - t, 1.0, -1.0};
+  }
+}
+
+}  // namespace pfc

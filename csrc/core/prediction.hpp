@@ -1,0 +1,41 @@
+// What a network predicts, and the exact linear maps between predictions. Every prediction is a combination of the data
+// x1 and the noise x0, and so is the point x; hence any prediction is p x + q (any other), with p and q from the path.
+#pragma once
+
+#include "path.hpp"
+
+namespace pfc {
+
+enum class Prediction : int { kVelocity = 0, kData = 1, kNoise = 2, kScore = 3, kV = 4 };
+
+// A quantity written as data * x1 + noise * x0. The score is the conditional one, -x0 / sigma, whose mean is the score.
+struct Mixture {
+  double data, noise;
+};
+
+PFC_HD Mixture mixture(Prediction kind, const PathPoint& c) {
+  switch (kind) {
+    case Prediction::kData: return {1.0, 0.0};
+    case Prediction::kNoise: return {0.0, 1.0};
+    case Prediction::kScore: return {0.0, -1.0 / c.sigma};
+    case Prediction::kV: return {-c.sigma, c.alpha};  // Salimans & Ho 2022: v = alpha eps - sigma x
+    case Prediction::kVelocity:
+    default: return {c.dalpha, c.dsigma};
+  }
+}
+
+// to = p x + q from. Not finite where `from` does not determine `to`: the plan builder refuses those times by name.
+struct Conversion {
+  double p, q;
+};
+
+PFC_HD Conversion convert(Prediction from, Prediction to, const PathPoint& c) {
+  if (from == to) return {0.0, 1.0};
+  const Mixture f = mixture(from, c);
+  const Mixture g = mixture(to, c);
+  // Solve p (alpha, sigma) + q (f.data, f.noise) = (g.data, g.noise).
+  const double det = c.alpha * f.noise - c.sigma * f.data;
+  return {(g.data * f.noise - g.noise * f.data) / det, (c.alpha * g.noise - c.sigma * g.data) / det};
+}
+
+}  // namespace pfc

@@ -1,0 +1,29 @@
+// The CPU kernels' faces: raw pointers and a range of work. Each kernel file is compiled once per instruction set, in a
+// namespace of its own; `kernels()` returns the set chosen for this machine. Splitting a range among threads never
+// changes a bit: every element is computed from its own inputs and its logical index alone.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/arguments.hpp"
+
+namespace pfc::cpu {
+
+// Work is handed out in units of this many elements, so that a boundary between threads falls between Philox blocks
+// wherever a sample's size is a multiple of four.
+inline constexpr int64_t kUnit = 1024;
+
+struct Kernels {
+  const char* isa;
+  void (*combine)(const CombineArgs&, int64_t begin, int64_t end);
+  void (*normals)(const NormalArgs&, int64_t begin, int64_t end);
+  void (*interpolate)(const InterpolateArgs&, int64_t begin, int64_t end);
+};
+
+// The best set for this machine, or the one named by the environment variable PYFLOWCORE_CPU_ISA or by select_isa.
+const Kernels& kernels();
+// "baseline", "avx2" or "avx512"; false if this machine or this build does not have it.
+bool select_isa(const char* name);
+bool has_isa(const char* name);
+
+}  // namespace pfc::cpu

@@ -1,0 +1,226 @@
+#include "plan.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <stdexcept>
+
+namespace pfc::plan {
+
+namespace {
+
+std::string number(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.17g", value);
+  return text;
+}
+
+[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
+
+void check_row(const PlanRow& row, int index, int slots) {
+  const std::string where = "row " + std::to_string(index) + ": ";
+  const double scalars[] = {row.t,         row.in_scale, row.p,         row.q,     row.a,
+                            row.a_minus_1, row.c,        row.c_minus_1, row.b_new, row.e_new};
+  for (double value : scalars)
+    if (!std::isfinite(value)) refuse(where + "a coefficient is not finite");
+  if (row.store < -1 || row.store >= slots)
+    refuse(where + "store is " + std::to_string(row.store) + ", allowed are -1 to " + std::to_string(slots - 1));
+  if (!row.evaluates && (row.b_new != 0.0 || row.e_new != 0.0 || row.store >= 0))
+    refuse(where + "a row without an evaluation has no prediction of its own to use or keep");
+  for (const auto* terms : {&row.b, &row.e})
+    for (const Term& term : *terms) {
+      if (term.id < 0 || term.id >= slots)
+        refuse(where + "slot " + std::to_string(term.id) + " is read, the plan has " + std::to_string(slots));
+      if (!std::isfinite(term.coefficient)) refuse(where + "a slot's coefficient is not finite");
+    }
+  for (const auto* draws : {&row.s, &row.r})
+    for (const Draw& draw : *draws) {
+      if (draw.index < 0) refuse(where + "draw index " + std::to_string(draw.index) + " is negative");
+      if (!std::isfinite(draw.coefficient)) refuse(where + "a draw's coefficient is not finite");
+    }
+}
+
+// Fills record entries for draws; s and r of one index share an entry.
+void put_draws(const PlanRow& row, int index, double* rec) {
+  int used = 0;
+  const auto entry = [&](int draw) {
+    for (int n = 0; n < used; ++n)
+      if (rec[record::kDraw + n] == draw) return n;
+    if (used == kMaxDraws)
+      refuse("row " + std::to_string(index) + ": more than " + std::to_string(kMaxDraws) + " different draws");
+    rec[record::kDraw + used] = draw;
+    return used++;
+  };
+  for (const Draw& draw : row.s) rec[record::kS + entry(draw.index)] += draw.coefficient;
+  for (const Draw& draw : row.r) rec[record::kR + entry(draw.index)] += draw.coefficient;
+}
+
+}  // namespace
+
+int Plan::nfe() const {
+  return static_cast<int>(std::count_if(rows.begin(), rows.end(), [](const PlanRow& row) { return row.evaluates; }));
+}
+
+int Plan::draws() const {
+  int most = 0;
+  for (const PlanRow& row : rows)
+    for (const auto* draws : {&row.s, &row.r})
+      for (const Draw& draw : *draws) most = std::max(most, draw.index + 1);
+  return most;
+}
+
+std::vector<double> Plan::table() const {
+  std::vector<double> table(rows.size() * record::kWidth, 0.0);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const PlanRow& row = rows[i];
+    double* rec = table.data() + i * record::kWidth;
+    rec[record::kT] = row.t;
+    rec[record::kEvaluates] = row.evaluates ? 1.0 : 0.0;
+    rec[record::kStore] = row.store;
+    rec[record::kInScale] = row.in_scale;
+    rec[record::kP] = row.p;
+    rec[record::kQ] = row.q;
+    rec[record::kA] = row.a;
+    rec[record::kAMinus1] = row.a_minus_1;
+    rec[record::kC] = row.c;
+    rec[record::kCMinus1] = row.c_minus_1;
+    rec[record::kBNew] = row.b_new;
+    rec[record::kENew] = row.e_new;
+    for (const Term& term : row.b) rec[record::kB + term.id] += term.coefficient;
+    for (const Term& term : row.e) rec[record::kE + term.id] += term.coefficient;
+    for (int n = 0; n < kMaxDraws; ++n) rec[record::kDraw + n] = -1.0;
+    put_draws(row, static_cast<int>(i), rec);
+  }
+  return table;
+}
+
+void validate(const Plan& plan) {
+  if (plan.slots < 0 || plan.slots > kMaxSlots)
+    refuse("the plan needs " + std::to_string(plan.slots) + " slots, at most " + std::to_string(kMaxSlots) +
+           " are allowed");
+  if (plan.rows.empty()) refuse("a plan has at least one row");
+  std::vector<bool> written(kMaxSlots, false);
+  for (std::size_t i = 0; i < plan.rows.size(); ++i) {
+    const PlanRow& row = plan.rows[i];
+    check_row(row, static_cast<int>(i), plan.slots);
+    for (const auto* terms : {&row.b, &row.e})
+      for (const Term& term : *terms)
+        if (!written[static_cast<std::size_t>(term.id)])
+          refuse("row " + std::to_string(i) + ": slot " + std::to_string(term.id) + " is read before any row wrote it");
+    if (row.store >= 0) written[static_cast<std::size_t>(row.store)] = true;
+  }
+  plan.table();  // refuses too many draws
+}
+
+void check_times(const std::vector<double>& times) {
+  if (times.size() < 2) refuse("times: at least two are needed, got " + std::to_string(times.size()));
+  for (std::size_t i = 0; i < times.size(); ++i) {
+    if (!std::isfinite(times[i]) || times[i] < 0.0 || times[i] > 1.0)
+      refuse("times[" + std::to_string(i) + "] is " + number(times[i]) + ", allowed is [0, 1]");
+    if (i > 0 && !(times[i] > times[i - 1]))
+      refuse("times must increase strictly: times[" + std::to_string(i - 1) + "] = " + number(times[i - 1]) +
+             ", times[" + std::to_string(i) + "] = " + number(times[i]));
+  }
+}
+
+const char* name_of(Prediction prediction) {
+  switch (prediction) {
+    case Prediction::kVelocity: return "velocity";
+    case Prediction::kData: return "data";
+    case Prediction::kNoise: return "noise";
+    case Prediction::kScore: return "score";
+    case Prediction::kV: return "v";
+  }
+  return "unknown";
+}
+
+const char* name_of(PathKind kind) {
+  switch (kind) {
+    case PathKind::kLinear: return "linear";
+    case PathKind::kTrigonometric: return "trigonometric";
+    case PathKind::kVP: return "vp";
+  }
+  return "unknown";
+}
+
+Builder::Builder(std::string solver, Path path, Prediction prediction, std::vector<double> times) {
+  check_times(times);
+  plan_.solver = std::move(solver);
+  plan_.path = path;
+  plan_.prediction = prediction;
+  plan_.times = std::move(times);
+}
+
+Conversion Builder::require(Prediction needed, double t) const {
+  const Conversion k = convert(plan_.prediction, needed, at(t));
+  if (!std::isfinite(k.p) || !std::isfinite(k.q))
+    refuse(
+        "prediction '" + std::string(name_of(plan_.prediction)) + "' does not determine the " + name_of(needed) +
+        " that solver '" + plan_.solver + "' needs at t = " + number(t) + " on the " + name_of(plan_.path.kind) +
+        " path (alpha or sigma vanishes, or its derivative is infinite, there): begin or end the grid inside (0, 1), "
+        "or choose another prediction or solver");
+  return k;
+}
+
+int Builder::evaluate_at(double t, int step, PlanRow row) {
+  const Conversion k = require(plan_.working, t);
+  row.evaluates = true;
+  row.t = t;
+  row.step = step;
+  row.p = k.p;
+  row.q = k.q;
+  plan_.rows.push_back(std::move(row));
+  return predictions_++;
+}
+
+Plan Builder::finish() && {
+  // The last row that reads each prediction; a prediction read by its own row alone needs no slot.
+  std::vector<int> last_use(static_cast<std::size_t>(predictions_), -1);
+  int made = 0;
+  for (std::size_t i = 0; i < plan_.rows.size(); ++i) {
+    const PlanRow& row = plan_.rows[i];
+    if (row.evaluates) ++made;
+    for (const auto* terms : {&row.b, &row.e})
+      for (const Term& term : *terms) {
+        if (term.id < 0 || term.id >= made)
+          refuse("row " + std::to_string(i) + " uses a prediction that is not made yet");
+        last_use[static_cast<std::size_t>(term.id)] = static_cast<int>(i);
+      }
+  }
+  std::vector<int> slot_of(static_cast<std::size_t>(predictions_), -1);
+  std::vector<int> busy_until(kMaxSlots, -1);  // the last row that reads the slot's content
+  int prediction = -1;
+  for (std::size_t i = 0; i < plan_.rows.size(); ++i) {
+    PlanRow& row = plan_.rows[i];
+    const int index = static_cast<int>(i);
+    const int own = row.evaluates ? ++prediction : -1;
+    const auto place = [&](std::vector<Term>& terms, double& fresh) {
+      std::vector<Term> older;
+      for (const Term& term : terms) {
+        if (term.coefficient == 0.0) continue;
+        if (term.id == own)
+          fresh += term.coefficient;
+        else
+          older.push_back({slot_of[static_cast<std::size_t>(term.id)], term.coefficient});
+      }
+      std::sort(older.begin(), older.end(), [](const Term& x, const Term& y) { return x.id < y.id; });
+      terms = std::move(older);
+    };
+    place(row.b, row.b_new);
+    place(row.e, row.e_new);
+    if (own < 0 || last_use[static_cast<std::size_t>(own)] <= index) continue;
+    // A slot whose last reader is this very row is not free: the row reads it while it writes its own.
+    int slot = 0;
+    while (slot < kMaxSlots && busy_until[static_cast<std::size_t>(slot)] >= index) ++slot;
+    if (slot == kMaxSlots)
+      refuse("solver '" + plan_.solver + "' needs more than " + std::to_string(kMaxSlots) + " slots");
+    slot_of[static_cast<std::size_t>(own)] = slot;
+    busy_until[static_cast<std::size_t>(slot)] = last_use[static_cast<std::size_t>(own)];
+    row.store = slot;
+    plan_.slots = std::max(plan_.slots, slot + 1);
+  }
+  validate(plan_);
+  return std::move(plan_);
+}
+
+}  // namespace pfc::plan

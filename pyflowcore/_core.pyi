@@ -1,0 +1,104 @@
+"""Types of the compiled module; csrc/python/module.cpp is its source."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+Float = npt.NDArray[np.float64]
+
+record: dict[str, int]
+build: dict[str, Any]
+
+class PathKind:
+    linear: ClassVar[PathKind]
+    trigonometric: ClassVar[PathKind]
+    vp: ClassVar[PathKind]
+    __members__: ClassVar[dict[str, PathKind]]
+    name: str
+    def __init__(self, value: int) -> None: ...
+    def __int__(self) -> int: ...
+
+class Prediction:
+    velocity: ClassVar[Prediction]
+    data: ClassVar[Prediction]
+    noise: ClassVar[Prediction]
+    score: ClassVar[Prediction]
+    v: ClassVar[Prediction]
+    __members__: ClassVar[dict[str, Prediction]]
+    name: str
+    def __init__(self, value: int) -> None: ...
+    def __int__(self) -> int: ...
+
+class Path:
+    kind: PathKind
+    a: float
+    b: float
+    def __init__(self, kind: PathKind, a: float = ..., b: float = ...) -> None: ...
+
+class Term:
+    slot: int
+    coefficient: float
+    def __init__(self, slot: int, coefficient: float) -> None: ...
+
+class Draw:
+    index: int
+    coefficient: float
+    def __init__(self, index: int, coefficient: float) -> None: ...
+
+class Row:
+    evaluates: bool
+    t: float
+    step: int
+    completes_step: bool
+    in_scale: float
+    p: float
+    q: float
+    a: float
+    a_minus_1: float
+    c: float
+    c_minus_1: float
+    b_new: float
+    e_new: float
+    store: int
+    b: list[Term]
+    e: list[Term]
+    s: list[Draw]
+    r: list[Draw]
+    @property
+    def point_is_state(self) -> bool: ...
+
+class Plan:
+    solver: str
+    path: Path
+    prediction: Prediction
+    working: Prediction
+    times: list[float]
+    rows: list[Row]
+    slots: int
+    steps: int
+    nfe: int
+    draws: int
+    def __init__(
+        self,
+        solver: str,
+        path: Path,
+        prediction: Prediction,
+        working: Prediction,
+        times: list[float],
+        rows: list[Row],
+        slots: int,
+    ) -> None: ...
+    def table(self) -> Float: ...
+
+def path_coefficients(path: Path, t: Float) -> tuple[Float, Float, Float, Float]: ...
+def target_coefficients(path: Path, prediction: Prediction, t: Float) -> tuple[Float, Float, Float, Float]: ...
+def convert(path: Path, source: Prediction, target: Prediction, t: float) -> tuple[float, float]: ...
+def uniform_grid(steps: int) -> list[float]: ...
+def shift_grid(times: list[float], shift: float) -> list[float]: ...
+def check_times(times: list[float]) -> None: ...
+def build_plan(
+    solver: str, path: Path, prediction: Prediction, times: list[float], full_last_step: bool = ...
+) -> Plan: ...
+def solvers() -> list[dict[str, Any]]: ...
+def tableaus() -> list[dict[str, Any]]: ...

@@ -1,0 +1,141 @@
+"""The memory of one trajectory and how a row runs on it: in place through ``combine_``, or through ``combine`` where
+gradients are wanted. Both have the same face: ``inputs(row, branches)``, ``advance(row, ...)``, ``x``, ``point``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .plans import Plan
+
+__all__ = ["FunctionalBuffers", "InPlaceBuffers"]
+
+
+def next_evaluation(plan: Plan) -> list[int | None]:
+    """For each row, the next row that evaluates the field; None after the last."""
+    following: list[int | None] = [None] * len(plan.rows)
+    for i in range(len(plan.rows) - 2, -1, -1):
+        following[i] = i + 1 if plan.rows[i + 1].evaluates else following[i + 1]
+    return following
+
+
+class InPlaceBuffers:
+    """State, next point, field input and slots, allocated once; nothing per step.
+
+    What is shared: the field reads the state itself where nothing has to be cast, scaled or doubled; and where a doubled
+    input is needed but the point is always the state (Euler, Adams-Bashforth), the state is the input's first half, which
+    saves one of six streams.
+
+    Args:
+        branches: for each row, how many branches of the field it takes; stacked in the input if ``stacked``.
+    """
+
+    def __init__(
+        self, plan: Plan, table: Tensor, x0: Tensor, branches: list[int], stacked: bool, dtype: torch.dtype,
+        guidance: Tensor | None, seeds: Tensor | None,
+    ) -> None:  # fmt: skip
+        rows = plan.rows
+        self._table, self._guidance, self._seeds = table, guidance, seeds
+        batch, most = x0.shape[0], max(branches) if stacked else 1
+        moves = any(not row.point_is_state for row in rows)
+        cast = dtype != x0.dtype or any(row.in_scale != 1.0 for row in rows)
+        self.slots = x0.new_empty((plan.slots, *x0.shape)) if plan.slots else None
+        stack = x0.new_empty((most * batch, *x0.shape[1:]), dtype=dtype) if cast or most > 1 else None
+        if stack is None:
+            self.x = x0.clone(memory_format=torch.contiguous_format)
+            y = torch.empty_like(self.x) if moves else None
+        elif not cast and not moves:
+            self.x = stack[:batch]
+            self.x.copy_(x0)
+            y = None
+        else:
+            self.x = x0.clone(memory_format=torch.contiguous_format)
+            y = torch.empty_like(self.x) if cast and moves else None
+        self.owns_x = stack is None or self.x.dtype != stack.dtype or self.x.data_ptr() != stack.data_ptr()
+        if stack is not None:
+            for part in stack.split(batch) if batch else ():
+                if self.owns_x or part.data_ptr() != self.x.data_ptr():
+                    part.copy_(self.x)
+
+        following = next_evaluation(plan)
+        self._input: list[Tensor | None] = []
+        self._calls: list[tuple[Tensor | None, Tensor | None, Tensor | None]] = []
+        self._points: list[Tensor] = []
+        at_state = True  # the point is the state itself
+        for i, row in enumerate(rows):
+            here = (
+                self.x if at_state else y if y is not None else stack[:batch] if stack is not None else self.x
+            )
+            self._points.append(here)
+            count = branches[i] if stacked else 1
+            self._input.append(
+                None if not row.evaluates else here if stack is None else stack[: count * batch]
+            )
+            after = following[i]
+            copies = 0 if after is None else branches[after] if stacked else 1
+            target = None if after is None or stack is None else stack[: copies * batch]
+            if target is not None and not self.owns_x:
+                target = target[batch:] if copies > 1 else None
+            # The point itself is kept in the state's precision only where the next row multiplies it.
+            keeps = y is not None and after is not None and not row.point_is_state
+            keeps = keeps and (stack is None or rows[after].p != 0.0)  # type: ignore[index]
+            self._calls.append((None if here is self.x else here, y if keeps else None, target))
+            at_state = row.point_is_state
+
+    def inputs(self, row: int) -> Tensor:
+        """The field's input for a row: [B, ...] or stacked [J B, ...]."""
+        value = self._input[row]
+        assert value is not None
+        return value
+
+    def point(self, row: int) -> Tensor:
+        """The point that the row evaluates, in the precision that the row will use."""
+        return self._points[row]
+
+    def advance(self, row: int, out: Tensor | None, out2: Tensor | None) -> None:
+        """Runs a row with the field's output."""
+        y, y_out, inp = self._calls[row]
+        torch.ops.pyflowcore.combine_.default(
+            self.x, y, y_out, inp, self.slots, out, out2, self._guidance, self._seeds, self._table, row
+        )
+
+    def result(self) -> Tensor:
+        """The state, in memory of its own."""
+        return self.x if self.owns_x else self.x.clone()
+
+
+class FunctionalBuffers:
+    """New tensors in every row, so that gradients flow through the whole solve."""
+
+    def __init__(
+        self, plan: Plan, table: Tensor, x0: Tensor, branches: list[int], stacked: bool, dtype: torch.dtype,
+        guidance: Tensor | None, seeds: Tensor | None,
+    ) -> None:  # fmt: skip
+        self._plan, self._table, self._guidance, self._seeds = plan, table, guidance, seeds
+        self._branches, self._stacked, self._dtype = branches, stacked, dtype
+        self.x, self._y, self._scale = x0, None, 1.0
+        # A slot that is not written yet is never read; any tensor of the shape stands in for it.
+        self._slots = [x0] * plan.slots
+
+    def inputs(self, row: int) -> Tensor:
+        point = self.point(row)
+        point = (point if self._scale == 1.0 else self._scale * point).to(self._dtype)
+        count = self._branches[row] if self._stacked else 1
+        return point if count == 1 else torch.cat([point] * count)
+
+    def point(self, row: int) -> Tensor:
+        return self.x if self._y is None else self._y
+
+    def advance(self, row: int, out: Tensor | None, out2: Tensor | None) -> None:
+        outs = [value for value in (out, out2) if value is not None]
+        x, y, d = torch.ops.pyflowcore.combine(
+            self.x, self._y, self._slots, outs, self._guidance, self._seeds, self._table, row
+        )
+        now = self._plan.rows[row]
+        if now.store >= 0:
+            self._slots = [d if k == now.store else kept for k, kept in enumerate(self._slots)]
+        self.x, self._y, self._scale = x, None if now.point_is_state else y, now.in_scale
+
+    def result(self) -> Tensor:
+        return self.x

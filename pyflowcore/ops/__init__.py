@@ -1,0 +1,11 @@
+"""The torch operators: for each, its signature and checks, docstring, fake kernel and gradient. The compiled kernels are in
+``csrc/``; ``_plain.py`` has the PyTorch versions that run where there are none."""
+
+from . import _plain
+from .combine import combine, combine_
+from .interpolate import Interpolated, interpolate
+from .randn import randn
+
+__all__ = ["Interpolated", "combine", "combine_", "interpolate", "randn"]
+
+_plain.register()

@@ -1,0 +1,132 @@
+"""interpolate: a point on the path and the network's target there, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _core, _library, paths
+from .randn import seeds_tensor
+
+PREDICTIONS = tuple(_core.Prediction.__members__)
+
+
+class Interpolated(NamedTuple):
+    """x_t and what a network of the asked prediction should say there; each of data's shape and dtype."""
+
+    x_t: Tensor
+    target: Tensor
+
+
+def prediction_kind(prediction: str, name: str = "prediction") -> _core.Prediction:
+    """The core's number of a prediction; refuses unknown names."""
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"{name}: unknown name {prediction!r}, allowed are {', '.join(PREDICTIONS)}")
+    return _core.Prediction.__members__[prediction]
+
+
+def interpolate(
+    data: Tensor,
+    t: Tensor,
+    *,
+    x0: Tensor | None = None,
+    seeds: Iterable[int] | Tensor | None = None,
+    path: str | paths.Path = "linear",
+    prediction: str = "velocity",
+    stream: int = 3,
+    draw: int = 0,
+) -> Interpolated:
+    """x_t = alpha(t) data + sigma(t) x0 and the target of a prediction, for training.
+
+    The path and its derivatives are evaluated in float64 from t inside the kernel; noise comes from x0, or is drawn from the
+    seeds without ever being stored. Differentiable in data and x0 (not in t).
+
+    Args:
+        data: x1, [B, ...], float32, float64, bfloat16 or float16.
+        t: [B], float32 or float64, in [0, 1]; a time outside gives NaN.
+        x0: the noise, as data; or
+        seeds: one integer per sample: x0 is then ``randn(seeds, ..., stream=stream, draw=draw)``.
+        path: "linear", "trigonometric", "vp" or a ``pfc.paths.Path``.
+        prediction: "velocity" alpha' x1 + sigma' x0 (Lipman et al. 2023), "data" x1, "noise" x0 (Ho et al. 2020),
+            "score" -x0 / sigma (Song et al. 2021), "v" alpha x0 - sigma x1 (Salimans & Ho 2022).
+
+    Returns:
+        (x_t, target). Where a target does not exist (the score at sigma = 0, the VP velocity at t = 1) it is not finite.
+
+    Raises:
+        TypeError, ValueError: shapes, dtypes or devices that do not agree; both or neither of x0 and seeds.
+    """
+    if not data.is_floating_point():
+        raise TypeError(f"data must be floating point, got {data.dtype}")
+    if data.dim() < 1:
+        raise ValueError("data must have a batch dimension, got a scalar")
+    if t.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"t must be float32 or float64, got {t.dtype}")
+    if t.shape != data.shape[:1]:
+        raise ValueError(f"t must have shape [{data.shape[0]}], got {list(t.shape)}")
+    if (x0 is None) == (seeds is None):
+        raise ValueError(
+            f"exactly one of x0 and seeds must be given, got {'neither' if x0 is None else 'both'}"
+        )
+    if x0 is not None:
+        if x0.shape != data.shape:
+            raise ValueError(f"x0 has shape {list(x0.shape)}, data has {list(data.shape)}")
+        if x0.dtype != data.dtype:
+            raise TypeError(f"x0 is {x0.dtype}, data is {data.dtype}")
+    seed_values = None if seeds is None else seeds_tensor(seeds, data.device)
+    if seed_values is not None and seed_values.shape != data.shape[:1]:
+        raise ValueError(f"seeds has {seed_values.shape[0]} entries, data has {data.shape[0]} samples")
+    for name, tensor in (("t", t), ("x0", x0)):
+        if tensor is not None and tensor.device != data.device:
+            raise ValueError(f"{name} is on {tensor.device}, data is on {data.device}")
+    core = paths.get(path)._core
+    kind = prediction_kind(prediction)
+    return Interpolated(
+        *torch.ops.pyflowcore.interpolate(
+            data, t, x0, seed_values, int(core.kind), core.a, core.b, int(kind), stream, draw
+        )
+    )
+
+
+@torch.library.register_fake("pyflowcore::interpolate", lib=_library.definitions)
+def _fake(data: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    like = torch.empty(data.shape, dtype=data.dtype, device=data.device)
+    return like, torch.empty_like(like)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, t, x0, *_ = inputs
+    ctx.save_for_backward(t)
+    ctx.options = inputs[4:8]
+    ctx.noise_given = x0 is not None
+
+
+def _backward(ctx: Any, grad_x_t: Tensor, grad_target: Tensor) -> tuple[Tensor | None, ...]:
+    """Both outputs are linear in data and x0, so the operator itself gives its transpose: with x0 = 0 it multiplies by the
+    coefficients of the data, with data = 0 by those of the noise."""
+    (t,) = ctx.saved_tensors
+    grad_x_t, grad_target = grad_x_t.contiguous(), grad_target.contiguous()
+    zero = torch.zeros_like(grad_x_t)
+    run = torch.ops.pyflowcore.interpolate
+
+    def against(data_side: bool) -> Tensor:
+        def pair(g: Tensor) -> tuple[Tensor, Tensor]:
+            return (
+                run(g, t, zero, None, *ctx.options, 0, 0)
+                if data_side
+                else run(zero, t, g, None, *ctx.options, 0, 0)
+            )
+
+        return pair(grad_x_t)[0] + pair(grad_target)[1]
+
+    grad_data = against(True) if ctx.needs_input_grad[0] else None
+    grad_noise = against(False) if ctx.noise_given and ctx.needs_input_grad[2] else None
+    return grad_data, None, grad_noise, None, None, None, None, None, None, None
+
+
+torch.library.register_autograd(
+    "pyflowcore::interpolate", _backward, setup_context=_setup, lib=_library.definitions
+)

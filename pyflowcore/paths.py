@@ -1,0 +1,110 @@
+"""Paths x_t = alpha(t) x1 + sigma(t) x0 between noise (t = 0) and data (t = 1).
+
+The formulas live in ``csrc/core/path.hpp``; these classes are their thin, typed faces.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _core
+
+__all__ = ["VP", "Linear", "Path", "Trigonometric", "get"]
+
+Float = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Path:
+    """A Gaussian path. Use one of its subclasses, or ``pfc.paths.get(name)``."""
+
+    name: ClassVar[str]
+
+    @property
+    def _core(self) -> _core.Path:
+        return _core.Path(_core.PathKind.__members__[self.name])
+
+    def coefficients(self, t: npt.ArrayLike) -> tuple[Float, Float, Float, Float]:
+        """alpha, sigma and their time derivatives at t in [0, 1], float64, each of t's shape."""
+        times = np.asarray(t, dtype=np.float64)
+        if times.size and not (np.all(times >= 0.0) and np.all(times <= 1.0)):
+            raise ValueError(f"t must lie in [0, 1], got values from {times.min()} to {times.max()}")
+        return _core.path_coefficients(self._core, times)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able description; ``pfc.paths.get`` takes it back."""
+        return {"name": self.name}
+
+
+@dataclass(frozen=True)
+class Linear(Path):
+    """alpha = t, sigma = 1 - t: CondOT (Lipman et al. 2023), rectified flow (Liu et al. 2023)."""
+
+    name: ClassVar[str] = "linear"
+
+
+@dataclass(frozen=True)
+class Trigonometric(Path):
+    """alpha = sin(pi t / 2), sigma = cos(pi t / 2): the GVP path (Albergo & Vanden-Eijnden 2023)."""
+
+    name: ClassVar[str] = "trigonometric"
+
+
+@dataclass(frozen=True)
+class VP(Path):
+    """The variance-preserving diffusion path (Song et al. 2021, eq. 29) with diffusion time s = 1 - t:
+    alpha = exp(-s^2 (beta_max - beta_min) / 4 - s beta_min / 2), sigma = sqrt(1 - alpha^2)."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    name: ClassVar[str] = "vp"
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.beta_min) and self.beta_min >= 0.0):
+            raise ValueError(f"beta_min must be a finite number >= 0, got {self.beta_min}")
+        if not (np.isfinite(self.beta_max) and self.beta_max > self.beta_min):
+            raise ValueError(
+                f"beta_max must be finite and above beta_min = {self.beta_min}, got {self.beta_max}"
+            )
+
+    @property
+    def _core(self) -> _core.Path:
+        return _core.Path(_core.PathKind.vp, self.beta_min, self.beta_max)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "beta_min": self.beta_min, "beta_max": self.beta_max}
+
+
+_BY_NAME: dict[str, type[Path]] = {cls.name: cls for cls in (Linear, Trigonometric, VP)}
+
+
+def get(path: str | Path | dict[str, Any]) -> Path:
+    """A path from its name ("linear", "trigonometric", "vp"), its description, or itself."""
+    if isinstance(path, Path):
+        return path
+    if isinstance(path, dict):
+        options = dict(path)
+        name = options.pop("name", None)
+    elif isinstance(path, str):
+        name, options = path, {}
+    else:
+        raise TypeError(
+            f"path must be a name, a pfc.paths.Path or its description, got {type(path).__name__}"
+        )
+    if name not in _BY_NAME:
+        raise ValueError(f"path: unknown name {name!r}, allowed are {', '.join(_BY_NAME)}")
+    try:
+        return _BY_NAME[name](**options)
+    except TypeError:
+        raise ValueError(f"path {name!r}: unknown options {sorted(options)}") from None
+
+
+def from_core(path: _core.Path) -> Path:
+    """The Python face of a path of the compiled core."""
+    if path.kind == _core.PathKind.vp:
+        return VP(path.a, path.b)
+    return _BY_NAME[path.kind.name]()

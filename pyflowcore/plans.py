@@ -1,0 +1,262 @@
+"""Plans: every coefficient of a trajectory in one table, built once, in float64, before sampling starts.
+
+The builders live in ``csrc/plan``; here a plan gets its Python face: printing, JSON, and the tensor that kernels read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from . import _core, grids, paths
+from .ops.interpolate import prediction_kind
+
+__all__ = ["Plan", "plan", "solvers"]
+
+_FORMAT = "pyflowcore.plan"
+_VERSION = 1
+
+# The scalars of a row and the values that JSON leaves out.
+_SCALARS: dict[str, Any] = {
+    "evaluates": True, "t": None, "step": None, "completes_step": False, "in_scale": 1.0, "p": 0.0, "q": 1.0,
+    "a": 1.0, "a_minus_1": 0.0, "c": 1.0, "c_minus_1": 0.0, "b_new": 0.0, "e_new": 0.0, "store": -1,
+}  # fmt: skip
+_LISTS = ("b", "e", "s", "r")
+
+
+def solvers() -> dict[str, str]:
+    """The known solvers and a line on each."""
+    return {entry["name"]: entry["summary"] for entry in _core.solvers()}
+
+
+class Plan:
+    """A trajectory's table of coefficients; from :func:`plan`, ``Plan.from_json`` or ``Plan.from_dict``. Immutable.
+
+    Attributes:
+        solver, prediction, working: names; the field must predict ``prediction``, the slots hold ``working``.
+        path: the field's path.
+        times: the grid, steps + 1 float64 numbers.
+        rows: the rows, in order (``csrc/core/row.hpp`` says what a row does).
+        table: the same as a float64 tensor [rows, 56], for ``pfc.ops.combine_``.
+        steps, nfe, slots, draws: numbers of steps, evaluations, remembered predictions, noise draws.
+    """
+
+    def __init__(self, core: _core.Plan) -> None:
+        self._core = core
+        self.solver: str = core.solver
+        self.path = paths.from_core(core.path)
+        self.prediction: str = core.prediction.name
+        self.working: str = core.working.name
+        self.times: tuple[float, ...] = tuple(core.times)
+        self.rows: tuple[_core.Row, ...] = tuple(core.rows)
+        self.steps: int = core.steps
+        self.nfe: int = core.nfe
+        self.slots: int = core.slots
+        self.draws: int = core.draws
+        self.table: torch.Tensor = torch.from_numpy(core.table())
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able description that leaves out what is at its default."""
+        rows = []
+        for row in self.rows:
+            entry = {k: getattr(row, k) for k, default in _SCALARS.items() if getattr(row, k) != default}
+            for name in ("b", "e"):
+                if terms := getattr(row, name):
+                    entry[name] = {str(term.slot): term.coefficient for term in terms}
+            for name in ("s", "r"):
+                if draws := getattr(row, name):
+                    entry[name] = {str(draw.index): draw.coefficient for draw in draws}
+            rows.append(entry)
+        return {
+            "format": _FORMAT, "version": _VERSION, "solver": self.solver, "path": self.path.to_dict(),
+            "prediction": self.prediction, "working": self.working, "times": list(self.times), "slots": self.slots,
+            "rows": rows,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, description: dict[str, Any]) -> Plan:
+        """The inverse of :meth:`to_dict`; also the way to write a plan by hand."""
+        data = dict(description)
+        if data.pop("format", None) != _FORMAT:
+            raise ValueError(f"format: this is not a plan (expected {_FORMAT!r})")
+        if (version := data.pop("version", None)) != _VERSION:
+            raise ValueError(f"version is {version!r}, this pyflowcore reads {_VERSION}")
+        needed = ("solver", "path", "prediction", "working", "times", "slots", "rows")
+        if missing := [name for name in needed if name not in data]:
+            raise ValueError(f"a plan needs {', '.join(missing)}")
+        if unknown := sorted(set(data) - set(needed)):
+            raise ValueError(f"a plan has no {', '.join(unknown)}; allowed are {', '.join(needed)}")
+        return cls(
+            _core.Plan(
+                str(data["solver"]), paths.get(data["path"])._core, prediction_kind(data["prediction"]),
+                prediction_kind(data["working"], "working"), [float(t) for t in data["times"]],
+                [_row(entry, i) for i, entry in enumerate(data["rows"])], int(data["slots"]),
+            )
+        )  # fmt: skip
+
+    def to_json(self, indent: int | None = None) -> str:
+        """The plan as JSON; every number survives the round trip to the last bit."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """A plan from :meth:`to_json`'s text."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"text is not JSON: {error}") from None
+        if not isinstance(data, dict):
+            raise ValueError(f"text must hold a JSON object, got {type(data).__name__}")
+        return cls.from_dict(data)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.solver, self.times, self.nfe))
+
+    def __repr__(self) -> str:
+        facts = f"steps={self.steps}, nfe={self.nfe}, path={self.path.name!r}, prediction={self.prediction!r}"
+        return f"Plan({self.solver!r}, {facts})"
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.solver}: {self.steps} steps, {self.nfe} evaluations, {self.slots} slots, {self.draws} noise draws; "
+            f"{self.prediction} on the {self.path.name} path"
+        )
+        return "\n".join([head, *(_describe(i, row) for i, row in enumerate(self.rows))])
+
+
+def _row(entry: dict[str, Any], index: int) -> _core.Row:
+    row = _core.Row()
+    if unknown := sorted(set(entry) - set(_SCALARS) - set(_LISTS)):
+        raise ValueError(
+            f"rows[{index}] has no {', '.join(unknown)}; allowed are {', '.join([*_SCALARS, *_LISTS])}"
+        )
+    for name in ("t", "step"):
+        if name not in entry:
+            raise ValueError(f"rows[{index}] needs {name}")
+    values = dict(entry)
+    for name, minus in (("a", "a_minus_1"), ("c", "c_minus_1")):
+        # Given a alone, a - 1 follows from it; both are kept where a builder knew a - 1 better.
+        if name in values and minus not in values:
+            values[minus] = float(values[name]) - 1.0
+    for name in _SCALARS:
+        if name in values:
+            setattr(row, name, type(getattr(row, name))(values[name]))
+    for name in ("b", "e"):
+        setattr(
+            row,
+            name,
+            [
+                _core.Term(int(k), float(v))
+                for k, v in sorted(values.get(name, {}).items(), key=lambda i: int(i[0]))
+            ],
+        )
+    for name in ("s", "r"):
+        setattr(
+            row,
+            name,
+            [
+                _core.Draw(int(k), float(v))
+                for k, v in sorted(values.get(name, {}).items(), key=lambda i: int(i[0]))
+            ],
+        )
+    return row
+
+
+def _sum(
+    base: str, factor: float, fresh: float, terms: Sequence[_core.Term], draws: Sequence[_core.Draw]
+) -> str:
+    parts = [] if factor == 0.0 else [base if factor == 1.0 else f"{factor:.6g} {base}"]
+    parts += [f"{fresh:.6g} D"] if fresh else []
+    parts += [f"{term.coefficient:.6g} D{term.slot}" for term in terms]
+    parts += [f"{draw.coefficient:.6g} noise{draw.index}" for draw in draws]
+    return (" + ".join(parts) or "0").replace("+ -", "- ")
+
+
+def _describe(index: int, row: _core.Row) -> str:
+    text = f"{index:4d}  step {row.step:<3d} t = {row.t:<9.6f}"
+    if row.evaluates:
+        kept = "" if row.store < 0 else f" -> D{row.store}"
+        made = f"{row.q:.6g} out" if row.q != 1.0 else "out"
+        text += f" D = {f'{row.p:.6g} y + ' if row.p else ''}{made}{kept};"
+    text += f" x <- {_sum('x', row.a, row.b_new, row.b, row.s)}"
+    if not row.point_is_state:
+        text += f"; y <- {_sum('x', row.c, row.e_new, row.e, row.r)}"
+    return text + ("" if row.in_scale == 1.0 else f"; input scaled by {row.in_scale:.6g}")
+
+
+def plan(
+    solver: str,
+    steps: int | None = None,
+    *,
+    nfe: int | None = None,
+    grid: grids.Grid | str | Sequence[float] | npt.NDArray[np.float64] | None = None,
+    path: str | paths.Path = "linear",
+    prediction: str = "velocity",
+    last: str = "default",
+) -> Plan:
+    """Builds a plan.
+
+    Args:
+        solver: "euler", "midpoint", "heun", "rk4", "ab2" or "ddim"; see :func:`solvers`.
+        steps: the number of steps; or
+        nfe: a number of evaluations of the field: as many steps as fit into it. ``plan.nfe`` says how many it takes. With an
+            array of times as the grid neither is needed.
+        grid: ``pfc.grids.uniform()`` (default), ``pfc.grids.shifted(3.0)``, or a strictly increasing array of times in [0, 1].
+        path, prediction: as the field's.
+        last: "default" takes the last step first order if the solver has a stage at t = 1 (Heun, RK4), where exact fields are
+            singular, as EDM does (Karras et al. 2022, algorithm 1); "full" takes it in full.
+
+    Raises:
+        TypeError, ValueError: an unknown solver (the message lists the known ones), steps <= 0, a grid that does not increase,
+            a prediction that the path does not determine at a time of the grid.
+    """
+    if not isinstance(solver, str):
+        raise TypeError(f"solver must be a name, got {type(solver).__name__}")
+    known = solvers()
+    if solver not in known:
+        raise ValueError(f"solver: unknown name {solver!r}, allowed are {', '.join(known)}")
+    if last not in ("default", "full"):
+        raise ValueError(f"last must be 'default' or 'full', got {last!r}")
+    chosen = grids.get(grid)
+    core_path, kind = paths.get(path)._core, prediction_kind(prediction)
+
+    def build(count: int) -> _core.Plan:
+        return _core.build_plan(solver, core_path, kind, chosen.times(count), last == "full")
+
+    if isinstance(chosen, grids.Times):
+        if nfe is not None:
+            raise ValueError(
+                "nfe cannot be asked for when the grid is an array of times: its length says the steps"
+            )
+        return Plan(build(len(chosen.values) - 1 if steps is None else steps))
+    if (steps is None) == (nfe is None):
+        raise ValueError(
+            f"exactly one of steps and nfe must be given, got {'neither' if steps is None else 'both'}"
+        )
+    if steps is not None:
+        return Plan(build(steps))
+    return Plan(_fit(build, nfe, solver))
+
+
+def _fit(build: Any, nfe: int | None, solver: str) -> _core.Plan:
+    """The plan with the most steps that takes at most nfe evaluations."""
+    if isinstance(nfe, bool) or not isinstance(nfe, (int, np.integer)):
+        raise TypeError(f"nfe must be an integer, got {type(nfe).__name__}")
+    if nfe < 1:
+        raise ValueError(f"nfe must be a positive integer, got {nfe}")
+    stages = next(entry["stages"] for entry in _core.solvers() if entry["name"] == solver)
+    steps = max(1, nfe // stages)
+    best = build(steps)
+    if best.nfe > nfe:
+        raise ValueError(f"nfe is {nfe}, but one step of {solver} takes {best.nfe}")
+    while (more := build(steps + 1)).nfe <= nfe:
+        steps, best = steps + 1, more
+    return best

@@ -1,0 +1,197 @@
+"""Run: one trajectory under way. The caller evaluates the field and hands the output over, row by row."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import _core
+from ._library import PyflowcoreWarning
+from .buffers import FunctionalBuffers, InPlaceBuffers
+from .plans import Plan
+
+__all__ = ["Run", "Step", "Trajectory"]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The states at the grid points: times [S + 1] float64, states [S + 1, B, ...]."""
+
+    times: Tensor
+    states: Tensor
+
+
+@dataclass
+class Step:
+    """One evaluation to be made.
+
+    Attributes:
+        x: where to evaluate the field, [B, ...] (the branches stacked, [J B, ...], inside ``Sampler.__call__``), in the field's
+            dtype. It is the trajectory's own buffer: read it, do not write it, and clone what must outlive the step.
+        time: the network's time, [B] (or [J B], or 0-dimensional for ``time_shape="scalar"``).
+        t: the plan's time, a float; 0 is noise, 1 is data.
+        branches: 2 where guidance wants a conditional and an unconditional output, else 1.
+        row, index: the plan's row; the step of the grid.
+    """
+
+    x: Tensor
+    time: Tensor
+    t: float
+    branches: int
+    row: int
+    index: int
+
+
+def denoise_table(plan: Plan, sign: int) -> Tensor:
+    """A table whose rows only convert: their prediction is the data. Not finite where the data is undetermined."""
+    r = _core.record
+    table = torch.zeros_like(plan.table)
+    kind = _core.Prediction.__members__[plan.prediction]
+    for i, row in enumerate(plan.rows):
+        p, q = _core.convert(plan.path._core, kind, _core.Prediction.data, row.t)
+        for name, value in (
+            ("evaluates", 1.0),
+            ("store", -1.0),
+            ("in_scale", 1.0),
+            ("p", p),
+            ("q", sign * q),
+            ("a", 1.0),
+            ("c", 1.0),
+        ):
+            table[i, r[name]] = value
+        table[i, r["draw"] : r["draw"] + r["max_draws"]] = -1.0
+    return table
+
+
+class Run:
+    """A trajectory that its caller drives::
+
+        run = sampler.start(x0=noise, seeds=seeds)
+        for step in run:
+            run.step(net(step.x, step.time))
+        x1 = run.x
+
+    Rows that evaluate nothing run by themselves. Everything that changes while sampling lives here, nothing in the Sampler.
+    """
+
+    def __init__(
+        self, plan: Plan, table: Tensor, x0: Tensor, *, branches: list[int], stacked: bool, times: list[Tensor],
+        dtype: torch.dtype, guidance: Tensor | None, seeds: Tensor | None, differentiable: bool,
+    ) -> None:  # fmt: skip
+        self.plan = plan
+        self._branches, self._stacked, self._times = branches, stacked, times
+        self._guidance, self._seeds, self._table = guidance, seeds, table
+        self._batch = x0.shape[0]
+        kind = FunctionalBuffers if differentiable else InPlaceBuffers
+        self.buffers = kind(plan, table, x0, branches, stacked, dtype, guidance, seeds)
+        self.nfe = 0
+        self._row = 0
+        self._pending: Step | None = None
+        self._version = 0
+        self._advance_silent()
+
+    @property
+    def x(self) -> Tensor:
+        """The state, [B, ...]; the samples once the run is done."""
+        return self.buffers.result() if self.done else self.buffers.x
+
+    @property
+    def done(self) -> bool:
+        """True when every row has run."""
+        return self._row == len(self.plan.rows)
+
+    def _advance_silent(self) -> None:
+        while not self.done and not self.plan.rows[self._row].evaluates:
+            self.buffers.advance(self._row, None, None)
+            self._row += 1
+
+    def __iter__(self) -> Iterator[Step]:
+        while not self.done:
+            step = self.next()
+            yield step
+            if self._pending is step:
+                raise RuntimeError(
+                    f"run.step(...) was not called for row {step.row}: the trajectory cannot go on"
+                )
+
+    def next(self) -> Step:
+        """The evaluation that is due. Asked again before ``step`` it is the same one."""
+        if self.done:
+            raise RuntimeError("the run is done: run.x has the samples")
+        if self._pending is None:
+            row = self.plan.rows[self._row]
+            x = self.buffers.inputs(self._row)
+            self._version = x._version
+            self._pending = Step(
+                x, self._times[self._row], row.t, self._branches[self._row], self._row, row.step
+            )
+        return self._pending
+
+    def step(self, out: Tensor, uncond: Tensor | None = None) -> None:
+        """Takes the field's output at ``next()`` and moves on.
+
+        Args:
+            out: the output there, [B, ...], any float dtype and strides; under guidance the conditional one, or both stacked as
+                [2 B, ...], conditional first.
+            uncond: the unconditional output [B, ...]. Where guidance wants one and none comes, ``out`` is taken as it is.
+
+        Raises:
+            TypeError, ValueError: an output of another shape, dtype or device than the state's; an input that was written.
+            RuntimeError: the run is done.
+        """
+        step = self.next()
+        self._check(out, uncond, step)
+        if uncond is None and step.branches == 2 and out.shape[0] == self._batch and self._batch:
+            warnings.warn(
+                "guidance wants a conditional and an unconditional output, one came: it is taken as it is, the guidance scale "
+                "has no effect",
+                PyflowcoreWarning,
+                stacklevel=2,
+            )
+        if uncond is not None and step.branches == 1:
+            uncond = None  # outside the interval, or scale 1: the conditional output alone
+        self.buffers.advance(step.row, out, uncond)
+        self._pending = None
+        self.nfe += 1
+        self._row += 1
+        self._advance_silent()
+
+    def _check(self, out: Tensor, uncond: Tensor | None, step: Step) -> None:
+        shape = self.buffers.x.shape
+        for name, value in (("out", out), ("uncond", uncond)):
+            if value is None:
+                continue
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{name}, the field's output, must be a tensor, got {type(value).__name__}")
+            if not value.is_floating_point():
+                raise TypeError(f"{name}, the field's output, must be floating point, got {value.dtype}")
+            stacked = name == "out" and uncond is None and step.branches == 2
+            if value.shape != shape and not (stacked and value.shape == (2 * shape[0], *shape[1:])):
+                raise ValueError(
+                    f"{name}, the field's output, has shape {list(value.shape)}, the state has {list(shape)}"
+                )
+            if value.device != self.buffers.x.device:
+                raise ValueError(
+                    f"{name}, the field's output, is on {value.device}, the state is on {self.buffers.x.device}"
+                )
+        if uncond is not None and uncond.dtype != out.dtype:
+            raise TypeError(f"uncond is {uncond.dtype}, out is {out.dtype}; they must agree")
+        # Writing into the input would change the state unseen.
+        if step.x._version != self._version and isinstance(self.buffers, InPlaceBuffers):
+            raise ValueError(
+                "the field wrote into its input x, which is the trajectory's own buffer; clone it there"
+            )
+
+    def denoised(self, out: Tensor, uncond: Tensor | None, table: Tensor) -> Tensor | None:
+        """The predicted data at the pending evaluation, state's dtype; None where the prediction does not determine it."""
+        step = self.next()
+        if not bool(torch.isfinite(table[step.row]).all()):
+            return None
+        outs = [out] if uncond is None else [out, uncond]
+        point = self.buffers.point(step.row).to(self.buffers.x.dtype)
+        _, _, d = torch.ops.pyflowcore.combine(point, None, [], outs, self._guidance, None, table, step.row)
+        return d

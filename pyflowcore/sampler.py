@@ -1,0 +1,376 @@
+"""Sampler: plan x field -> samples, as one call or step by step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _core, conditions
+from ._library import PyflowcoreWarning
+from .field import Field, as_field
+from .guidance import CFG, Scale, as_scale
+from .ops.randn import randn, seeds_tensor
+from .plans import Plan
+from .run import Run, Trajectory, denoise_table
+
+__all__ = ["Sampler"]
+
+Callback = Callable[[int, int, float, Tensor, "Tensor | None"], object]
+
+
+class Sampler:
+    """Runs a plan on a field. Immutable: one object serves many threads at once.
+
+    Args:
+        plan: from ``pfc.plan(...)``.
+        guidance: ``pfc.CFG(...)``, or None.
+        branches: "batch" evaluates the conditional and the unconditional branch as one doubled batch, "calls" one after the
+            other. Conditions that do not fit into one batch are evaluated by two calls, with a warning.
+    """
+
+    def __init__(self, plan: Plan, guidance: CFG | None = None, *, branches: str = "batch") -> None:
+        if not isinstance(plan, Plan):
+            raise TypeError(f"plan must be a pfc.Plan (from pfc.plan(...)), got {type(plan).__name__}")
+        if guidance is not None and not isinstance(guidance, CFG):
+            raise TypeError(f"guidance must be a pfc.CFG or None, got {type(guidance).__name__}")
+        if branches not in ("batch", "calls"):
+            raise ValueError(f"branches must be 'batch' or 'calls', got {branches!r}")
+        self.plan = plan
+        self.guidance = guidance
+        self.branches = branches
+
+    def __repr__(self) -> str:
+        return f"Sampler({self.plan!r}, guidance={self.guidance!r}, branches={self.branches!r})"
+
+    def start(
+        self,
+        *,
+        x0: Tensor | None = None,
+        shape: Sequence[int] | None = None,
+        seeds: Iterable[int] | Tensor | None = None,
+        batch: int | None = None,
+        guidance_scale: Scale | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        field: Field | None = None,
+        enable_grad: bool = False,
+    ) -> Run:
+        """A :class:`Run`, whose caller owns the loop and evaluates the network. The arguments are those of the call.
+
+        ``field`` is optional: its time map, dtype and sign are then applied to what the run hands out and takes.
+        """
+        facts = Field(_no_net) if field is None else as_field(field)
+        if field is not None:
+            self._check_field(facts)
+        return self._start(
+            facts, x0=x0, shape=shape, seeds=seeds, batch=batch, guided=self.guidance is not None,
+            guidance_scale=guidance_scale, device=device, dtype=dtype, enable_grad=enable_grad, stacked=False,
+        )  # fmt: skip
+
+    def __call__(
+        self,
+        field: Field | Callable[..., Tensor],
+        *,
+        shape: Sequence[int] | None = None,
+        x0: Tensor | None = None,
+        seeds: Iterable[int] | Tensor | None = None,
+        batch: int | None = None,
+        cond: dict[str, Any] | None = None,
+        uncond: dict[str, Any] | None = None,
+        shared: dict[str, Any] | None = None,
+        guidance_scale: Scale | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        enable_grad: bool = False,
+        callback: Callback | None = None,
+        progress: bool = False,
+        return_trajectory: bool = False,
+    ) -> Tensor | Trajectory:
+        """Samples.
+
+        Args:
+            field: a ``pfc.Field`` or any callable ``field(x, t, **cond)``, then a velocity on the linear path.
+            shape: of one sample; or
+            x0: the state at the plan's first time (the noise, at t = 0), [B, *shape], any float dtype; not written.
+            seeds: one integer per sample: sample i depends on its own seed only. Without them noise comes from torch's
+                generator, so ``torch.manual_seed`` works.
+            batch: the number of samples where neither x0, seeds nor cond say it.
+            cond, uncond: keyword arguments of the field for its two branches: tensors with a batch dimension, other objects,
+                nested dicts and lists of them. uncond's tensors may be given once for all samples.
+            shared: keyword arguments that both branches get as they are.
+            guidance_scale: overrides the guidance's scale for this call: a number, one per sample, or a function of t.
+            device: default x0's, else cond's, else the seeds', else that of the field's parameters.
+            dtype: of the state, float32 or float64; default float64 for a float64 x0, else float32.
+            enable_grad: gradients through the whole solve (in x0, the field's parameters, cond and the guidance scale).
+            callback: ``callback(step, nfe, t, x, denoised)`` once a step, after it: the step from 0, evaluations so far,
+                the time reached, the state there (the trajectory's buffer: clone what you keep), and the data as predicted
+                by the step's last evaluation (None where its prediction does not determine it).
+            progress: a tqdm bar.
+            return_trajectory: a :class:`Trajectory` with the state at every grid point in place of the samples.
+
+        Returns:
+            x1 [B, *shape] in the state's dtype, or the Trajectory.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what came and what is allowed.
+        """
+        facts = as_field(field)
+        self._check_field(facts)
+        cond, uncond, shared = _mapping(cond, "cond"), _mapping(uncond, "uncond"), _mapping(shared, "shared")
+        guided = self._guided(cond, uncond)
+        if both := sorted(set(cond) & set(shared)):
+            raise ValueError(f"shared and cond both have {', '.join(both)}")
+        if x0 is None and seeds is None and batch is None:
+            batch = conditions.batch_of(cond)
+        if device is None and x0 is None and (tensor := conditions.first_tensor(cond)) is not None:
+            device = tensor.device
+        if device is None and x0 is None and not isinstance(seeds, Tensor):
+            device = facts.device()
+        count = len(x0) if isinstance(x0, Tensor) and x0.dim() else None
+        doubled, split = self._conditions(
+            cond, uncond, guided, count if count is not None else _count(seeds, batch)
+        )
+        run = self._start(
+            facts, x0=x0, shape=shape, seeds=seeds, batch=batch, guided=guided, guidance_scale=guidance_scale,
+            device=device, dtype=dtype, enable_grad=enable_grad, stacked=doubled is not None,
+        )  # fmt: skip
+        evaluate = _evaluator(facts, doubled, cond, split, shared)
+        with torch.set_grad_enabled(enable_grad):
+            return self._drive(run, facts, evaluate, callback, progress, return_trajectory)
+
+    # ------------------------------------------------------------------------------------------------------ parts
+    def _check_field(self, field: Field) -> None:
+        if field.prediction != self.plan.prediction:
+            raise ValueError(
+                f"prediction: the plan is for {self.plan.prediction!r}, the field predicts {field.prediction!r}"
+            )
+        if field.path != self.plan.path:
+            raise ValueError(f"path: the plan is for {self.plan.path}, the field was trained on {field.path}")
+
+    def _guided(self, cond: dict[str, Any], uncond: dict[str, Any]) -> bool:
+        """Whether there are two branches to guide between."""
+        if self.guidance is None:
+            return False
+        if not cond and not uncond:
+            warnings.warn(
+                "guidance was asked for, but neither cond nor uncond: both branches are one evaluation, so it has no effect",
+                PyflowcoreWarning,
+                stacklevel=3,
+            )
+            return False
+        if cond and not uncond:
+            raise ValueError(
+                "uncond is missing: guidance needs the unconditional branch's arguments beside cond's"
+            )
+        conditions.check_keys(cond, uncond)
+        return True
+
+    def _conditions(
+        self, cond: dict[str, Any], uncond: dict[str, Any], guided: bool, batch: int | None
+    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """(the doubled condition, None) or (None, the unconditional one for a call of its own)."""
+        if not guided:
+            return None, None
+        filled = {key: conditions.fill(cond[key], uncond[key], f"[{key!r}]") for key in cond}
+        if self.branches == "calls" or batch is None:
+            return None, filled
+        try:
+            return {k: conditions.double(cond[k], filled[k], batch, f"[{k!r}]") for k in cond}, None
+        except conditions.CannotDouble as reason:
+            warnings.warn(
+                f"the two branches are evaluated by two calls, not as one doubled batch: {reason}; Sampler(..., "
+                "branches='calls') asks for that",
+                PyflowcoreWarning,
+                stacklevel=3,
+            )
+            return None, filled
+
+    def _start(
+        self, field: Field, *, x0: Tensor | None, shape: Sequence[int] | None, seeds: Iterable[int] | Tensor | None,
+        batch: int | None, guided: bool, guidance_scale: Scale | None, device: torch.device | str | None,
+        dtype: torch.dtype | None, enable_grad: bool, stacked: bool,
+    ) -> Run:  # fmt: skip
+        state, keys = self._initial(x0, shape, seeds, batch, device, dtype, enable_grad)
+        branches, guidance = self._scales(state, guided, guidance_scale, enable_grad)
+        table = self.plan.table
+        if field.sign == -1:
+            table = table.clone()
+            table[:, _core.record["q"]] *= -1.0
+        times = self._times(field, state, branches, stacked)
+        return Run(
+            self.plan, table, state, branches=branches, stacked=stacked, times=times, dtype=field.dtype or state.dtype,
+            guidance=guidance, seeds=keys, differentiable=enable_grad,
+        )  # fmt: skip
+
+    def _initial(
+        self, x0: Tensor | None, shape: Sequence[int] | None, seeds: Iterable[int] | Tensor | None, batch: int | None,
+        device: torch.device | str | None, dtype: torch.dtype | None, enable_grad: bool,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """The state at the plan's first time, and the seeds if the plan draws noise."""
+        if dtype not in (None, torch.float32, torch.float64):
+            raise TypeError(f"dtype, the state's, must be float32 or float64, got {dtype}")
+        if (x0 is None) == (shape is None):
+            raise ValueError(
+                f"exactly one of x0 and shape must be given, got {'neither' if x0 is None else 'both'}"
+            )
+        if x0 is not None:
+            if not isinstance(x0, Tensor):
+                raise TypeError(f"x0 must be a tensor, got {type(x0).__name__}")
+            if not x0.is_floating_point():
+                raise TypeError(f"x0 must be floating point, got {x0.dtype}")
+            if x0.dim() < 1:
+                raise ValueError("x0 must have a batch dimension, got a scalar")
+            if batch is not None and batch != x0.shape[0]:
+                raise ValueError(f"batch is {batch}, x0 has {x0.shape[0]} samples")
+            state = x0.to(
+                device=device or x0.device,
+                dtype=dtype or (torch.float64 if x0.dtype == torch.float64 else torch.float32),
+            )
+            keys = (
+                self._seeds(seeds, state.shape[0], state.device)
+                if seeds is not None or self.plan.draws
+                else None
+            )
+            return state, keys
+        if self.plan.times[0] != 0.0:
+            raise ValueError(
+                f"x0 is missing: the plan begins at t = {self.plan.times[0]}, where the state is not noise alone"
+            )
+        count = _count(seeds, batch)
+        if count is None:
+            raise ValueError("seeds or batch must be given with shape: nothing else says how many samples")
+        if batch is not None and batch != count:
+            raise ValueError(f"batch is {batch}, seeds has {count} entries")
+        keys = self._seeds(seeds, count, device)
+        return randn(keys, shape or (), dtype=dtype or torch.float32), keys
+
+    @staticmethod
+    def _seeds(seeds: Iterable[int] | Tensor | None, batch: int, device: torch.device | str | None) -> Tensor:
+        if seeds is None:
+            drawn = torch.randint(-(2**63), 2**63 - 1, (batch,), dtype=torch.int64)
+            return drawn if device is None else drawn.to(device)
+        keys = seeds_tensor(seeds, device)
+        if keys.shape[0] != batch:
+            raise ValueError(f"seeds has {keys.shape[0]} entries, the batch has {batch} samples")
+        return keys
+
+    def _scales(
+        self, state: Tensor, guided: bool, override: Scale | None, enable_grad: bool
+    ) -> tuple[list[int], Tensor | None]:
+        """For each row the number of branches, and the guidance scales [rows, 1 or B]."""
+        rows = self.plan.rows
+        if override is not None:
+            if self.guidance is None:
+                raise ValueError(
+                    "guidance_scale is given, but the sampler has no guidance: Sampler(plan, guidance=pfc.CFG(...))"
+                )
+            if not callable(override):
+                as_scale(override, state.shape[0])
+        if not guided or self.guidance is None:
+            return [1] * len(rows), None
+        batch = state.shape[0]
+        scales = [self.guidance.at(row.t, batch, override) if row.evaluates else None for row in rows]
+        branches = [1 if scale is None else 2 for scale in scales]
+        if max(branches) == 1:
+            return branches, None
+        width = max(len(scale) for scale in scales if scale is not None)
+        lines = [torch.ones(width) if scale is None else scale.expand(width) for scale in scales]
+        with torch.set_grad_enabled(enable_grad):
+            return branches, torch.stack([line.to(device=state.device, dtype=state.dtype) for line in lines])
+
+    def _times(self, field: Field, state: Tensor, branches: list[int], stacked: bool) -> list[Tensor]:
+        """The network's time of every row, computed in float64 and cast once."""
+        mapped = field.map_times(torch.tensor([row.t for row in self.plan.rows], dtype=torch.float64))
+        mapped = mapped.to(device=state.device, dtype=state.dtype)
+        if field.time_shape == "scalar":
+            return list(mapped.unbind())
+        batch, most = state.shape[0], max(branches) if stacked else 1
+        lines = mapped[:, None].expand(-1, most * batch).contiguous().unbind()
+        return [
+            line[: count * batch] if stacked else line for line, count in zip(lines, branches, strict=True)
+        ]
+
+    def _drive(
+        self, run: Run, field: Field, evaluate: Callable[..., tuple[Tensor, Tensor | None]], callback: Callback | None,
+        progress: bool, return_trajectory: bool,
+    ) -> Tensor | Trajectory:  # fmt: skip
+        table = denoise_table(self.plan, field.sign) if callback is not None else None
+        bar = _progress_bar(self.plan.steps) if progress else None
+        states = [run.buffers.x.clone()] if return_trajectory else []
+        rows = self.plan.rows
+        denoised = None
+        for step in run:
+            out, uncond = evaluate(step)
+            ends = rows[step.row].completes_step
+            if table is not None and ends:
+                denoised = run.denoised(out, uncond, table)
+            run.step(out, uncond)
+            if not ends:
+                continue
+            if callback is not None:
+                callback(step.index, run.nfe, self.plan.times[step.index + 1], run.buffers.x, denoised)
+            if bar is not None:
+                bar.update()
+            if return_trajectory:
+                states.append(run.buffers.x.clone())
+        if bar is not None:
+            bar.close()
+        if return_trajectory:
+            return Trajectory(torch.tensor(self.plan.times, dtype=torch.float64), torch.stack(states))
+        return run.x
+
+
+def _no_net(x: Tensor, t: Tensor) -> Tensor:
+    raise RuntimeError("this run was started without a field: its caller evaluates the network")
+
+
+def _count(seeds: Iterable[int] | Tensor | None, batch: int | None) -> int | None:
+    if seeds is None:
+        if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 0):
+            raise ValueError(f"batch must be an integer >= 0, got {batch!r}")
+        return batch
+    return len(seeds_tensor(seeds))
+
+
+def _mapping(value: dict[str, Any] | None, name: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise TypeError(f"{name} must be a dict of the field's keyword arguments, got {type(value).__name__}")
+    return value
+
+
+def _evaluator(
+    field: Field,
+    doubled: dict[str, Any] | None,
+    cond: dict[str, Any],
+    split: dict[str, Any] | None,
+    shared: dict[str, Any],
+) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """How a step is evaluated: (the output, the unconditional one if it is a tensor of its own)."""
+    net = field.net
+    single = {**cond, **shared}
+    if doubled is not None:
+        both = {**doubled, **shared}
+        return lambda step: (net(step.x, step.time, **(both if step.branches == 2 else single)), None)
+    if split is not None:
+        null = {**split, **shared}
+
+        def by_calls(step: Any) -> tuple[Tensor, Tensor | None]:
+            out = net(step.x, step.time, **single)
+            return out, net(step.x, step.time, **null) if step.branches == 2 else None
+
+        return by_calls
+    return lambda step: (net(step.x, step.time, **single), None)
+
+
+def _progress_bar(total: int) -> Any:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        raise ImportError("progress=True needs tqdm: pip install tqdm") from None
+    return tqdm(total=total, desc="sampling", leave=False)
