@@ -59,29 +59,29 @@ class InPlaceBuffers:
                     part.copy_(self.x)
 
         following = next_evaluation(plan)
+        counts = {1, *branches} if stacked else {1}
+        # Views are made once for each number of branches: rows share them.
+        heads = {} if stack is None else {n: stack[: n * batch] for n in counts}
+        targets: dict[int, Tensor | None] = dict(heads)
+        if not self.owns_x:
+            targets = {n: head[batch:] if n > 1 else None for n, head in heads.items()}
         self._input: list[Tensor | None] = []
         self._calls: list[tuple[Tensor | None, Tensor | None, Tensor | None]] = []
         self._points: list[Tensor] = []
         at_state = True  # the point is the state itself
         for i, row in enumerate(rows):
-            here = (
-                self.x if at_state else y if y is not None else stack[:batch] if stack is not None else self.x
-            )
+            here = self.x if at_state else y if y is not None else heads.get(1, self.x)
             self._points.append(here)
-            count = branches[i] if stacked else 1
             self._input.append(
-                None if not row.evaluates else here if stack is None else stack[: count * batch]
+                (heads[branches[i] if stacked else 1] if heads else here) if row.evaluates else None
             )
-            after = following[i]
-            copies = 0 if after is None else branches[after] if stacked else 1
-            target = None if after is None or stack is None else stack[: copies * batch]
-            if target is not None and not self.owns_x:
-                target = target[batch:] if copies > 1 else None
+            point_is_state, after = row.point_is_state, following[i]
             # The point itself is kept in the state's precision only where the next row multiplies it.
-            keeps = y is not None and after is not None and not row.point_is_state
+            keeps = y is not None and after is not None and not point_is_state
             keeps = keeps and (stack is None or rows[after].p != 0.0)  # type: ignore[index]
+            target = None if after is None else targets.get(branches[after] if stacked else 1)
             self._calls.append((None if here is self.x else here, y if keeps else None, target))
-            at_state = row.point_is_state
+            at_state = point_is_state
 
     def inputs(self, row: int) -> Tensor:
         """The field's input for a row: [B, ...] or stacked [J B, ...]."""

@@ -39,16 +39,34 @@ class CFG:
         if not (math.isfinite(lo) and math.isfinite(hi) and lo <= hi):
             raise ValueError(f"interval must be finite with lo <= hi, got {self.interval!r}")
 
-    def at(self, t: float, batch: int, override: Scale | None = None) -> Tensor | None:
-        """The scales at time t, float64 [1] or [batch]; None where the unconditional branch is not needed."""
-        if self.interval is not None and not self.interval[0] <= t <= self.interval[1]:
-            return None
+    def rows(
+        self, times: Sequence[float | None], batch: int, override: Scale | None = None
+    ) -> tuple[list[int], Tensor]:
+        """For each evaluation's time (None where a row evaluates nothing) the number of branches that it needs, and the
+        scales, float64 [rows, 1 or batch]; a row with one branch does not read its scale."""
         scale = self.scale if override is None else override
-        values = as_scale(scale(t) if callable(scale) else scale, batch)
-        # On a device, looking at the values would stop the host: the branch is evaluated then.
-        if values.device.type == "cpu" and bool((values == 1.0).all()):
-            return None
-        return values
+        if callable(scale):
+            lines = [None if t is None or not self._inside(t) else as_scale(scale(t), batch) for t in times]
+        else:
+            # One look at a constant scale serves every row.
+            once = as_scale(scale, batch)
+            line = None if _is_one(once) else once
+            lines = [None if t is None or not self._inside(t) else line for t in times]
+            return [1 if line is None else 2 for line in lines], once.expand(len(times), -1)
+        lines = [None if line is None or _is_one(line) else line for line in lines]
+        wanted = [line for line in lines if line is not None]
+        width = max((len(line) for line in wanted), default=1)
+        one = wanted[0].new_ones(width) if wanted else torch.ones(width, dtype=torch.float64)
+        values = torch.stack([one if line is None else line.expand(width) for line in lines])
+        return [1 if line is None else 2 for line in lines], values
+
+    def _inside(self, t: float) -> bool:
+        return self.interval is None or self.interval[0] <= t <= self.interval[1]
+
+
+def _is_one(scale: Tensor) -> bool:
+    """Whether the unconditional branch is not needed. On a device, looking would stop the host: it is evaluated there."""
+    return scale.device.type == "cpu" and bool((scale == 1.0).all())
 
 
 def as_scale(scale: object, batch: int | None) -> Tensor:

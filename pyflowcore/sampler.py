@@ -272,15 +272,13 @@ class Sampler:
                 as_scale(override, state.shape[0])
         if not guided or self.guidance is None:
             return [1] * len(rows), None
-        batch = state.shape[0]
-        scales = [self.guidance.at(row.t, batch, override) if row.evaluates else None for row in rows]
-        branches = [1 if scale is None else 2 for scale in scales]
-        if max(branches) == 1:
-            return branches, None
-        width = max(len(scale) for scale in scales if scale is not None)
-        lines = [torch.ones(width) if scale is None else scale.expand(width) for scale in scales]
         with torch.set_grad_enabled(enable_grad):
-            return branches, torch.stack([line.to(device=state.device, dtype=state.dtype) for line in lines])
+            branches, scales = self.guidance.rows(
+                [row.t if row.evaluates else None for row in rows], state.shape[0], override
+            )
+            if max(branches) == 1:
+                return branches, None
+            return branches, scales.to(device=state.device, dtype=state.dtype).contiguous()
 
     def _times(self, field: Field, state: Tensor, branches: list[int], stacked: bool) -> list[Tensor]:
         """The network's time of every row, computed in float64 and cast once."""
