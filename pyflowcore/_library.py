@@ -1,7 +1,7 @@
 """Loads the compiled libraries of torch operators, and says which are live and why the others are not.
 
-The schemas are defined here, once, for every backend: the CPU and the CUDA library register their kernels for them, and
-plain PyTorch versions (``ops/_plain.py``) serve every device that has none.
+The schemas are defined in ``ops/``, once, for every backend: the CPU and the CUDA library register their kernels for them,
+and plain PyTorch versions (``ops/_plain.py``) serve every device that has none.
 """
 
 from __future__ import annotations
@@ -17,16 +17,6 @@ import torch
 from . import _core
 
 OLDEST_TORCH = (2, 10)
-
-_SCHEMAS = (
-    "randn(Tensor seeds, SymInt[] shape, int stream, int draw, ScalarType dtype) -> Tensor",
-    "interpolate(Tensor data, Tensor t, Tensor? x0, Tensor? seeds, int path, float path_a, float path_b, "
-    "int prediction, int stream, int draw) -> (Tensor, Tensor)",
-    "combine_(Tensor(a!) x, Tensor? y, Tensor(b!)? y_out, Tensor(c!)? inp, Tensor(d!)? slots, Tensor? out, Tensor? out2, "
-    "Tensor? guidance, Tensor? seeds, Tensor table, int row) -> ()",
-    "combine(Tensor x, Tensor? y, Tensor[] slots, Tensor[] outs, Tensor? guidance, Tensor? seeds, Tensor table, int row) "
-    "-> (Tensor, Tensor, Tensor)",
-)
 
 
 class PyflowcoreWarning(UserWarning):
@@ -138,8 +128,13 @@ def select_cpu_isa(name: str) -> None:
 
 
 definitions = torch.library.Library("pyflowcore", "DEF")
-for _schema in _SCHEMAS:
-    definitions.define(_schema, tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag))
+
+
+def define(schema: str) -> None:
+    """Declares an operator of the namespace ``torch.ops.pyflowcore``."""
+    definitions.define(schema, tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag))
+
+
 cpu = _cpu_backend()
 cuda = _cuda_backend()
 # One sentence at import where something that the user could expect is off; silence where nothing is amiss.

@@ -29,11 +29,12 @@ class InPlaceBuffers:
 
     Args:
         branches: for each row, how many branches of the field it takes; stacked in the input if ``stacked``.
+        keep_points: ``point(row)`` will be read; else it is valid only where the row itself reads it.
     """
 
     def __init__(
         self, plan: Plan, table: Tensor, x0: Tensor, branches: list[int], stacked: bool, dtype: torch.dtype,
-        guidance: Tensor | None, seeds: Tensor | None,
+        guidance: Tensor | None, seeds: Tensor | None, keep_points: bool = False,
     ) -> None:  # fmt: skip
         rows = plan.rows
         self._table, self._guidance, self._seeds = table, guidance, seeds
@@ -76,9 +77,9 @@ class InPlaceBuffers:
                 (heads[branches[i] if stacked else 1] if heads else here) if row.evaluates else None
             )
             point_is_state, after = row.point_is_state, following[i]
-            # The point itself is kept in the state's precision only where the next row multiplies it.
+            # The point itself is kept in the state's precision only where the next row, or the caller, reads it.
             keeps = y is not None and after is not None and not point_is_state
-            keeps = keeps and (stack is None or rows[after].p != 0.0)  # type: ignore[index]
+            keeps = keeps and (keep_points or stack is None or rows[after].p != 0.0)  # type: ignore[index]
             target = None if after is None else targets.get(branches[after] if stacked else 1)
             self._calls.append((None if here is self.x else here, y if keeps else None, target))
             at_state = point_is_state
@@ -96,6 +97,9 @@ class InPlaceBuffers:
     def advance(self, row: int, out: Tensor | None, out2: Tensor | None) -> None:
         """Runs a row with the field's output."""
         y, y_out, inp = self._calls[row]
+        # A caller's loop may have gradients on; this trajectory has none.
+        out = out.detach() if out is not None and out.requires_grad else out
+        out2 = out2.detach() if out2 is not None and out2.requires_grad else out2
         torch.ops.pyflowcore.combine_.default(
             self.x, y, y_out, inp, self.slots, out, out2, self._guidance, self._seeds, self._table, row
         )
@@ -110,7 +114,7 @@ class FunctionalBuffers:
 
     def __init__(
         self, plan: Plan, table: Tensor, x0: Tensor, branches: list[int], stacked: bool, dtype: torch.dtype,
-        guidance: Tensor | None, seeds: Tensor | None,
+        guidance: Tensor | None, seeds: Tensor | None, keep_points: bool = False,
     ) -> None:  # fmt: skip
         self._plan, self._table, self._guidance, self._seeds = plan, table, guidance, seeds
         self._branches, self._stacked, self._dtype = branches, stacked, dtype

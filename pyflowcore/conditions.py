@@ -66,6 +66,14 @@ def fill(cond: Any, uncond: Any, where: str = "") -> Any:
     return uncond
 
 
+def _equal(cond: Any, uncond: Any) -> bool:
+    """Whether two objects are one; arrays, whose comparison is no truth value, count as different."""
+    try:
+        return cond is uncond or bool(cond == uncond)
+    except (ValueError, TypeError, RuntimeError):
+        return False
+
+
 def double(cond: Any, uncond: Any, batch: int, where: str = "") -> Any:
     """[cond; uncond] along the first dimension of every tensor, through nested dicts, lists and tuples."""
     if cond is uncond and not isinstance(cond, (Tensor, dict, list, tuple)):
@@ -93,6 +101,6 @@ def double(cond: Any, uncond: Any, batch: int, where: str = "") -> Any:
         return type(cond)(
             double(c, u, batch, f"{where}[{i}]") for i, (c, u) in enumerate(zip(cond, uncond, strict=True))
         )
-    if cond == uncond:
+    if _equal(cond, uncond):
         return cond
     raise CannotDouble(f"cond{where} is {cond!r} and uncond{where} is {uncond!r}: one batch can have but one")

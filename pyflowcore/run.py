@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +67,11 @@ def denoise_table(plan: Plan, sign: int) -> Tensor:
     return table
 
 
+def _version_of(x: Tensor) -> int:
+    """Counts the writes to a tensor; tensors of inference mode do not count."""
+    return -1 if x.is_inference() else x._version
+
+
 class Run:
     """A trajectory that its caller drives::
 
@@ -80,19 +85,20 @@ class Run:
 
     def __init__(
         self, plan: Plan, table: Tensor, x0: Tensor, *, branches: list[int], stacked: bool, times: list[Tensor],
-        dtype: torch.dtype, guidance: Tensor | None, seeds: Tensor | None, differentiable: bool,
+        dtype: torch.dtype, guidance: Tensor | None, seeds: Tensor | None, differentiable: bool, keep_points: bool = False,
     ) -> None:  # fmt: skip
         self.plan = plan
         self._branches, self._stacked, self._times = branches, stacked, times
         self._guidance, self._seeds, self._table = guidance, seeds, table
         self._batch = x0.shape[0]
         kind = FunctionalBuffers if differentiable else InPlaceBuffers
-        self.buffers = kind(plan, table, x0, branches, stacked, dtype, guidance, seeds)
+        self.buffers = kind(plan, table, x0, branches, stacked, dtype, guidance, seeds, keep_points)
         self.nfe = 0
         self._row = 0
         self._pending: Step | None = None
-        self._version = 0
-        self._advance_silent()
+        self._version = -1
+        # Called with the row that has just completed a step of the grid.
+        self.on_step: Callable[[int], None] | None = None
 
     @property
     def x(self) -> Tensor:
@@ -104,10 +110,17 @@ class Run:
         """True when every row has run."""
         return self._row == len(self.plan.rows)
 
-    def _advance_silent(self) -> None:
+    def advance_silent(self) -> None:
+        """Runs the rows up to the next evaluation. Once before the first step; afterwards ``step`` does it."""
         while not self.done and not self.plan.rows[self._row].evaluates:
             self.buffers.advance(self._row, None, None)
-            self._row += 1
+            self._finish_row()
+
+    def _finish_row(self) -> None:
+        row = self._row
+        self._row += 1
+        if self.on_step is not None and self.plan.rows[row].completes_step:
+            self.on_step(row)
 
     def __iter__(self) -> Iterator[Step]:
         while not self.done:
@@ -125,7 +138,8 @@ class Run:
         if self._pending is None:
             row = self.plan.rows[self._row]
             x = self.buffers.inputs(self._row)
-            self._version = x._version
+            # Inside torch.inference_mode() tensors count no versions, and what the field writes goes unseen.
+            self._version = -1 if x.is_inference() else x._version
             self._pending = Step(
                 x, self._times[self._row], row.t, self._branches[self._row], self._row, row.step
             )
@@ -157,8 +171,8 @@ class Run:
         self.buffers.advance(step.row, out, uncond)
         self._pending = None
         self.nfe += 1
-        self._row += 1
-        self._advance_silent()
+        self._finish_row()
+        self.advance_silent()
 
     def _check(self, out: Tensor, uncond: Tensor | None, step: Step) -> None:
         shape = self.buffers.x.shape
@@ -181,7 +195,11 @@ class Run:
         if uncond is not None and uncond.dtype != out.dtype:
             raise TypeError(f"uncond is {uncond.dtype}, out is {out.dtype}; they must agree")
         # Writing into the input would change the state unseen.
-        if step.x._version != self._version and isinstance(self.buffers, InPlaceBuffers):
+        if (
+            self._version >= 0
+            and isinstance(self.buffers, InPlaceBuffers)
+            and step.x._version != self._version
+        ):
             raise ValueError(
                 "the field wrote into its input x, which is the trajectory's own buffer; clone it there"
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -66,10 +66,12 @@ class Sampler:
         facts = Field(_no_net) if field is None else as_field(field)
         if field is not None:
             self._check_field(facts)
-        return self._start(
-            facts, x0=x0, shape=shape, seeds=seeds, batch=batch, guided=self.guidance is not None,
+        run = self._start(
+            facts, x0=x0, shape=shape, seeds=_reread(seeds), batch=batch, guided=self.guidance is not None,
             guidance_scale=guidance_scale, device=device, dtype=dtype, enable_grad=enable_grad, stacked=False,
         )  # fmt: skip
+        run.advance_silent()
+        return run
 
     def __call__(
         self,
@@ -122,6 +124,7 @@ class Sampler:
         self._check_field(facts)
         cond, uncond, shared = _mapping(cond, "cond"), _mapping(uncond, "uncond"), _mapping(shared, "shared")
         guided = self._guided(cond, uncond)
+        seeds = _reread(seeds)
         if both := sorted(set(cond) & set(shared)):
             raise ValueError(f"shared and cond both have {', '.join(both)}")
         if x0 is None and seeds is None and batch is None:
@@ -137,6 +140,7 @@ class Sampler:
         run = self._start(
             facts, x0=x0, shape=shape, seeds=seeds, batch=batch, guided=guided, guidance_scale=guidance_scale,
             device=device, dtype=dtype, enable_grad=enable_grad, stacked=doubled is not None,
+            keep_points=callback is not None,
         )  # fmt: skip
         evaluate = _evaluator(facts, doubled, cond, split, shared)
         with torch.set_grad_enabled(enable_grad):
@@ -192,7 +196,7 @@ class Sampler:
     def _start(
         self, field: Field, *, x0: Tensor | None, shape: Sequence[int] | None, seeds: Iterable[int] | Tensor | None,
         batch: int | None, guided: bool, guidance_scale: Scale | None, device: torch.device | str | None,
-        dtype: torch.dtype | None, enable_grad: bool, stacked: bool,
+        dtype: torch.dtype | None, enable_grad: bool, stacked: bool, keep_points: bool = False,
     ) -> Run:  # fmt: skip
         state, keys = self._initial(x0, shape, seeds, batch, device, dtype, enable_grad)
         branches, guidance = self._scales(state, guided, guidance_scale, enable_grad)
@@ -203,7 +207,7 @@ class Sampler:
         times = self._times(field, state, branches, stacked)
         return Run(
             self.plan, table, state, branches=branches, stacked=stacked, times=times, dtype=field.dtype or state.dtype,
-            guidance=guidance, seeds=keys, differentiable=enable_grad,
+            guidance=guidance, seeds=keys, differentiable=enable_grad, keep_points=keep_points,
         )  # fmt: skip
 
     def _initial(
@@ -230,6 +234,7 @@ class Sampler:
                 device=device or x0.device,
                 dtype=dtype or (torch.float64 if x0.dtype == torch.float64 else torch.float32),
             )
+            state = state if enable_grad else state.detach()
             keys = (
                 self._seeds(seeds, state.shape[0], state.device)
                 if seeds is not None or self.plan.draws
@@ -299,27 +304,46 @@ class Sampler:
         table = denoise_table(self.plan, field.sign) if callback is not None else None
         bar = _progress_bar(self.plan.steps) if progress else None
         states = [run.buffers.x.clone()] if return_trajectory else []
-        rows = self.plan.rows
-        denoised = None
-        for step in run:
-            out, uncond = evaluate(step)
-            ends = rows[step.row].completes_step
-            if table is not None and ends:
-                denoised = run.denoised(out, uncond, table)
-            run.step(out, uncond)
-            if not ends:
-                continue
+        denoised: Tensor | None = None
+
+        def on_step(row: int) -> None:
+            index = self.plan.rows[row].step
             if callback is not None:
-                callback(step.index, run.nfe, self.plan.times[step.index + 1], run.buffers.x, denoised)
+                callback(index, run.nfe, self.plan.times[index + 1], run.buffers.x, denoised)
             if bar is not None:
                 bar.update()
             if return_trajectory:
                 states.append(run.buffers.x.clone())
+
+        run.on_step = on_step
+        run.advance_silent()
+        last = _last_evaluations(self.plan)
+        for step in run:
+            out, uncond = evaluate(step)
+            if table is not None and step.row in last:
+                denoised = run.denoised(out, uncond, table)
+            run.step(out, uncond)
         if bar is not None:
             bar.close()
         if return_trajectory:
             return Trajectory(torch.tensor(self.plan.times, dtype=torch.float64), torch.stack(states))
         return run.x
+
+
+def _last_evaluations(plan: Plan) -> set[int]:
+    """The rows that make the last evaluation of a step; rows without one may follow before the step is complete."""
+    last: set[int] = set()
+    latest: int | None = None
+    for i, row in enumerate(plan.rows):
+        latest = i if row.evaluates else latest
+        if row.completes_step and latest is not None:
+            last.add(latest)
+    return last
+
+
+def _reread(seeds: Iterable[int] | Tensor | None) -> Iterable[int] | Tensor | None:
+    """Seeds that can be gone through more than once, which an iterator cannot."""
+    return list(seeds) if isinstance(seeds, Iterator) else seeds
 
 
 def _no_net(x: Tensor, t: Tensor) -> Tensor:

@@ -26,7 +26,12 @@ struct PathPoint {
 // log alpha of the VP path at s = 1 - t.
 PFC_HD double vp_log_alpha(const Path& path, double s) { return -0.25 * s * s * (path.b - path.a) - 0.5 * s * path.a; }
 
+// Outside [0, 1], NaN.
 PFC_HD PathPoint evaluate(const Path& path, double t) {
+  if (!(t >= 0.0 && t <= 1.0)) {
+    const double nan = exact::bit_cast<double>(static_cast<uint64_t>(0x7ff8000000000000));
+    return {nan, nan, nan, nan};
+  }
   switch (path.kind) {
     case PathKind::kTrigonometric: {
       const double s = exact::sin_half_pi(t);

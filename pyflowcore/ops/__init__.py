@@ -8,4 +8,5 @@ from .randn import randn
 
 __all__ = ["Interpolated", "combine", "combine_", "interpolate", "randn"]
 
+# Last, for the schemas above.
 _plain.register()

@@ -10,6 +10,15 @@ from torch import Tensor
 
 from .. import _core, _library
 
+_library.define(
+    "combine_(Tensor(a!) x, Tensor? y, Tensor(b!)? y_out, Tensor(c!)? inp, Tensor(d!)? slots, Tensor? out, Tensor? out2, "
+    "Tensor? guidance, Tensor? seeds, Tensor table, int row) -> ()"
+)
+_library.define(
+    "combine(Tensor x, Tensor? y, Tensor[] slots, Tensor[] outs, Tensor? guidance, Tensor? seeds, Tensor table, int row) -> "
+    "(Tensor, Tensor, Tensor)"
+)
+
 _R = _core.record
 
 

@@ -11,6 +11,11 @@ from torch import Tensor
 from .. import _core, _library, paths
 from .randn import seeds_tensor
 
+_library.define(
+    "interpolate(Tensor data, Tensor t, Tensor? x0, Tensor? seeds, int path, float path_a, float path_b, int prediction, "
+    "int stream, int draw) -> (Tensor, Tensor)"
+)
+
 PREDICTIONS = tuple(_core.Prediction.__members__)
 
 
