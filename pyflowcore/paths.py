@@ -5,6 +5,7 @@ The formulas live in ``csrc/core/path.hpp``; these classes are their thin, typed
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +18,8 @@ __all__ = ["VP", "Linear", "Path", "Trigonometric", "get"]
 
 Float = npt.NDArray[np.float64]
 
+_NUMBERS = {name: int(kind) for name, kind in _core.PathKind.__members__.items()}
+
 
 @dataclass(frozen=True)
 class Path:
@@ -27,6 +30,11 @@ class Path:
     @property
     def _core(self) -> _core.Path:
         return _core.Path(_core.PathKind.__members__[self.name])
+
+    @property
+    def code(self) -> tuple[int, float, float]:
+        """The path as operators take it: number and two parameters; plain values, which torch.compile can trace."""
+        return _NUMBERS[self.name], 0.0, 0.0
 
     def coefficients(self, t: npt.ArrayLike) -> tuple[Float, Float, Float, Float]:
         """alpha, sigma and their time derivatives at t in [0, 1], float64, each of t's shape."""
@@ -64,9 +72,9 @@ class VP(Path):
     name: ClassVar[str] = "vp"
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.beta_min) and self.beta_min >= 0.0):
+        if not (math.isfinite(self.beta_min) and self.beta_min >= 0.0):
             raise ValueError(f"beta_min must be a finite number >= 0, got {self.beta_min}")
-        if not (np.isfinite(self.beta_max) and self.beta_max > self.beta_min):
+        if not (math.isfinite(self.beta_max) and self.beta_max > self.beta_min):
             raise ValueError(
                 f"beta_max must be finite and above beta_min = {self.beta_min}, got {self.beta_max}"
             )
@@ -74,6 +82,10 @@ class VP(Path):
     @property
     def _core(self) -> _core.Path:
         return _core.Path(_core.PathKind.vp, self.beta_min, self.beta_max)
+
+    @property
+    def code(self) -> tuple[int, float, float]:
+        return _NUMBERS[self.name], self.beta_min, self.beta_max
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "beta_min": self.beta_min, "beta_max": self.beta_max}

@@ -143,9 +143,15 @@ def _row(entry: dict[str, Any], index: int) -> _core.Row:
             raise ValueError(f"rows[{index}] needs {name}")
     values = dict(entry)
     for name, minus in (("a", "a_minus_1"), ("c", "c_minus_1")):
-        # Given a alone, a - 1 follows from it; both are kept where a builder knew a - 1 better.
+        # Given one, the other follows from it; both are kept where a builder knew a - 1 better.
         if name in values and minus not in values:
             values[minus] = float(values[name]) - 1.0
+        elif minus in values and name not in values:
+            values[name] = 1.0 + float(values[minus])
+        elif name in values and abs(values[name] - 1.0 - values[minus]) > 1e-12 * max(1.0, abs(values[name])):
+            raise ValueError(
+                f"rows[{index}]: {name} is {values[name]} and {minus} is {values[minus]}; they disagree"
+            )
     for name in _SCALARS:
         if name in values:
             setattr(row, name, type(getattr(row, name))(values[name]))

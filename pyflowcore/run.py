@@ -177,7 +177,7 @@ class Run:
     def _check(self, out: Tensor, uncond: Tensor | None, step: Step) -> None:
         shape = self.buffers.x.shape
         for name, value in (("out", out), ("uncond", uncond)):
-            if value is None:
+            if value is None and name == "uncond":
                 continue
             if not isinstance(value, Tensor):
                 raise TypeError(f"{name}, the field's output, must be a tensor, got {type(value).__name__}")

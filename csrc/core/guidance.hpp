@@ -1,6 +1,7 @@
 // Guidance over the branches of a field: classifier-free guidance (Ho & Salimans 2022), u + w (c - u), extended to
-// several conditions, u + sum_j w_j (c_j - u). The unconditional branch is the last. Written relative to u, so that
-// equal branches give exactly that branch at any scale.
+// several conditions, u + sum_j w_j (c_j - u). The unconditional branch is the last. Written relative to the first
+// conditional branch, c + (w - 1)(c - u) + ..., so that a scale of 1 gives exactly that branch, as a row that never
+// evaluated the unconditional one does, and so that equal branches give exactly that branch at any scale.
 #pragma once
 
 #include "macros.hpp"
@@ -10,12 +11,13 @@ namespace pfc {
 // branch(j) loads branch j, scale(j) the guidance scale of conditional branch j.
 template <class V, class Memory>
 PFC_HD V guide(int branches, const Memory& memory) {
-  const V base = memory.branch(branches - 1);
-  if (branches == 1) return base;
-  V sum{};
+  const V unconditional = memory.branch(branches - 1);
+  if (branches == 1) return unconditional;
+  const V first = memory.branch(0);
+  V sum = (memory.scale(0) - 1) * (first - unconditional);
   PFC_NO_UNROLL
-  for (int j = 0; j < branches - 1; ++j) sum = sum + memory.scale(j) * (memory.branch(j) - base);
-  return base + sum;
+  for (int j = 1; j < branches - 1; ++j) sum = sum + memory.scale(j) * (memory.branch(j) - unconditional);
+  return first + sum;
 }
 
 }  // namespace pfc

@@ -1,9 +1,9 @@
 // Paths x_t = alpha(t) x1 + sigma(t) x0 on t in [0, 1]: the formulas exist here and nowhere else. Used by the plan
 // builder, by the kernels of interpolate, and through _core by Python and the tests.
 //
-//   linear         Lipman et al. 2023 (CondOT), Liu et al. 2023 (rectified flow)      alpha = t, sigma = 1 - t
-//   trigonometric  Albergo & Vanden-Eijnden 2023 (GVP); the cosine schedule            alpha = sin(pi t/2), sigma =
-//   cos(pi t/2) vp             Song et al. 2021, eq. 11 and 29, with s = 1 - t as diffusion time
+//   linear         alpha = t, sigma = 1 - t                      CondOT (Lipman et al. 2023), rectified flow (Liu et al. 2023)
+//   trigonometric  alpha = sin(pi t/2), sigma = cos(pi t/2)      GVP (Albergo & Vanden-Eijnden 2023), the cosine schedule
+//   vp             exp(-s^2 (b-a)/4 - s a/2), sqrt(1 - alpha^2)  Song et al. 2021, eq. 29, with diffusion time s = 1 - t
 #pragma once
 
 #include "exact_math.hpp"
@@ -42,7 +42,7 @@ PFC_HD PathPoint evaluate(const Path& path, double t) {
       const double s = 1.0 - t;
       const double log_alpha = vp_log_alpha(path, s);
       const double alpha = exact::exp(log_alpha);
-      const double variance = -exact::expm1(2.0 * log_alpha);
+      const double variance = 0.0 - exact::expm1(2.0 * log_alpha);  // +0 at t = 1, where a minus would give -0
       const double sigma = exact::sqrt(variance);
       const double half_beta = 0.5 * (path.a + s * (path.b - path.a));
       // sigma' = -alpha^2 beta / (2 sigma) has no finite value at t = 1, where sigma = 0: minus infinity, as it is.

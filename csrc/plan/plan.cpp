@@ -17,7 +17,7 @@ std::string number(double value) {
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
-void check_row(const PlanRow& row, int index, int slots) {
+void check_row(const PlanRow& row, int index, int slots, int steps) {
   const std::string where = "row " + std::to_string(index) + ": ";
   const double scalars[] = {row.t,         row.in_scale, row.p,         row.q,     row.a,
                             row.a_minus_1, row.c,        row.c_minus_1, row.b_new, row.e_new};
@@ -25,12 +25,18 @@ void check_row(const PlanRow& row, int index, int slots) {
     if (!std::isfinite(value)) refuse(where + "a coefficient is not finite");
   if (row.store < -1 || row.store >= slots)
     refuse(where + "store is " + std::to_string(row.store) + ", allowed are -1 to " + std::to_string(slots - 1));
+  if (row.step < 0 || row.step >= steps)
+    refuse(where + "step is " + std::to_string(row.step) + ", allowed are 0 to " + std::to_string(steps - 1));
   if (!row.evaluates && (row.b_new != 0.0 || row.e_new != 0.0 || row.store >= 0))
     refuse(where + "a row without an evaluation has no prediction of its own to use or keep");
   for (const auto* terms : {&row.b, &row.e})
     for (const Term& term : *terms) {
       if (term.id < 0 || term.id >= slots)
         refuse(where + "slot " + std::to_string(term.id) + " is read, the plan has " + std::to_string(slots));
+      if (term.id == row.store)
+        refuse(
+            where + "slot " + std::to_string(term.id) +
+            " is read and written by one row; its own prediction is b_new and e_new, an older one needs its own slot");
       if (!std::isfinite(term.coefficient)) refuse(where + "a slot's coefficient is not finite");
     }
   for (const auto* draws : {&row.s, &row.r})
@@ -102,7 +108,7 @@ void validate(const Plan& plan) {
   std::vector<bool> written(kMaxSlots, false);
   for (std::size_t i = 0; i < plan.rows.size(); ++i) {
     const PlanRow& row = plan.rows[i];
-    check_row(row, static_cast<int>(i), plan.slots);
+    check_row(row, static_cast<int>(i), plan.slots, plan.steps());
     for (const auto* terms : {&row.b, &row.e})
       for (const Term& term : *terms)
         if (!written[static_cast<std::size_t>(term.id)])

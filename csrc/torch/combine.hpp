@@ -146,6 +146,8 @@ inline CombineCall prepare_combine_(Tensor& x, const OptionalTensor& y, Optional
   }
   const auto store = static_cast<int64_t>(args.record[record::kStore]);
   PFC_CHECK(store < count, "slots: row ", row, " writes slot ", store, ", there are ", count);
+  PFC_CHECK(store < 0 || (args.record[record::kB + store] == 0.0 && args.record[record::kE + store] == 0.0),
+            "slots: row ", row, " reads and writes slot ", store, " in place");
   for (int64_t k = count; k < kMaxSlots; ++k)
     PFC_CHECK(args.record[record::kB + k] == 0.0 && args.record[record::kE + k] == 0.0, "slots: row ", row,
               " reads slot ", k, ", there are ", count);

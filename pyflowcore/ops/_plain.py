@@ -172,10 +172,10 @@ def _row(
             assert guidance is not None
             scale = guidance[row].reshape(-1, guidance.shape[-1])
             shape = (-1,) + (1,) * (x.dim() - 1)
-            total = torch.zeros_like(x)
-            for j, out in enumerate(outs[:-1]):
+            total = (scale[0].reshape(shape) - 1) * (outs[0] - outs[-1])
+            for j, out in enumerate(outs[1:-1], start=1):
                 total = total + scale[min(j, len(scale) - 1)].reshape(shape) * (out - outs[-1])
-            d = outs[-1] + total
+            d = outs[0] + total
         if record[_R["q"]] != 1.0:
             d = record[_R["q"]] * d
         if record[_R["p"]] != 0.0:

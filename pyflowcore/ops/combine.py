@@ -34,7 +34,8 @@ def _check_table(table: Tensor, row: int) -> None:
         )
     if not 0 <= row < table.shape[0]:
         raise ValueError(f"row is {row}, the table has {table.shape[0]}")
-    if not bool(torch.isfinite(table[row]).all()):
+    # A compiled function cannot look at values; the kernel does.
+    if not torch.compiler.is_compiling() and not bool(torch.isfinite(table[row]).all()):
         raise ValueError(f"table: row {row} has a coefficient that is not finite")
 
 
@@ -67,6 +68,36 @@ def _check_branches(x: Tensor, outs: Sequence[Tensor], guidance: Tensor | None, 
         raise TypeError(f"guidance is {guidance.dtype}, the state is {x.dtype}")
     if seeds is not None and (seeds.dtype != torch.int64 or seeds.shape != x.shape[:1]):
         raise ValueError(f"seeds must be int64 [{x.shape[0]}], got {seeds.dtype} {list(seeds.shape)}")
+    for name, tensor in (("guidance", guidance), ("seeds", seeds)):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, the state is on {x.device}")
+
+
+def _check_written(x: Tensor, y_out: Tensor | None, inp: Tensor | None, slots: Tensor | None) -> None:
+    for name, tensor in (("x", x), ("y_out", y_out), ("inp", inp), ("slots", slots)):
+        if tensor is None:
+            continue
+        if not tensor.is_contiguous():
+            raise ValueError(
+                f"{name} is written and must be contiguous, got strides {tuple(tensor.stride())}"
+            )
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, the state is on {x.device}")
+    if inp is not None:
+        if not inp.is_floating_point():
+            raise TypeError(f"inp must be floating point, got {inp.dtype}")
+        if inp.dim() != x.dim() or inp.shape[1:] != x.shape[1:] or inp.shape[0] % max(x.shape[0], 1):
+            raise ValueError(
+                f"inp has shape {list(inp.shape)}, expected [M * B, ...] for the state's {list(x.shape)}"
+            )
+    if slots is not None:
+        if slots.dtype != x.dtype:
+            raise TypeError(f"slots is {slots.dtype}, the state is {x.dtype}")
+        if slots.shape[1:] != x.shape or slots.shape[0] > _R["max_slots"]:
+            raise ValueError(
+                f"slots has shape {list(slots.shape)}, expected [K, {', '.join(map(str, x.shape))}] with K at most "
+                f"{_R['max_slots']}"
+            )
 
 
 def combine_(
@@ -101,11 +132,13 @@ def combine_(
     No gradient: use :func:`combine` for that. Every tensor is on x's device. Buffers that are written must be contiguous.
 
     Raises:
-        TypeError, ValueError: as :func:`combine`; RuntimeError where a written buffer is not contiguous or a slot is missing.
+        TypeError, ValueError: as :func:`combine`, and where a written buffer is not contiguous; RuntimeError where the row
+            needs a slot, a branch's scale or seeds that are not given.
     """
     _check_table(table, row)
     _check_state(x, y=y, y_out=y_out)
     _check_branches(x, [branch for branch in (out, out2) if branch is not None], guidance, seeds)
+    _check_written(x, y_out, inp, slots)
     torch.ops.pyflowcore.combine_(x, y, y_out, inp, slots, out, out2, guidance, seeds, table, row)
 
 
@@ -158,14 +191,15 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _backward(ctx: Any, grad_x: Tensor, grad_y: Tensor, grad_d: Tensor) -> tuple[Any, ...]:
     """The transpose of the row, which is linear: the point's gradient flows into the state's, both into the predictions'."""
     guidance, table, *outs = ctx.saved_tensors
-    record = table[ctx.row].tolist()
+    # Numbers as 0-dimensional tensors: a compiled function traces this without looking at values.
+    record = table[ctx.row].unbind()
     state = grad_x + record[_R["c"]] * grad_y
     count, out_count = ctx.counts
     slots = [record[_R["b"] + k] * state + record[_R["e"] + k] * grad_y for k in range(count)]
     grad_state = record[_R["a"]] * state
     grad_point, grad_guidance = None, None
     grad_outs: list[Tensor] = []
-    if record[_R["evaluates"]]:
+    if out_count:  # the row evaluates
         d = grad_d + record[_R["b_new"]] * state + record[_R["e_new"]] * grad_y
         at_point = record[_R["p"]] * d
         if ctx.point_given:

@@ -16,7 +16,8 @@ _library.define(
     "int stream, int draw) -> (Tensor, Tensor)"
 )
 
-PREDICTIONS = tuple(_core.Prediction.__members__)
+_NUMBERS = {name: int(kind) for name, kind in _core.Prediction.__members__.items()}
+PREDICTIONS = tuple(_NUMBERS)
 
 
 class Interpolated(NamedTuple):
@@ -87,11 +88,12 @@ def interpolate(
     for name, tensor in (("t", t), ("x0", x0)):
         if tensor is not None and tensor.device != data.device:
             raise ValueError(f"{name} is on {tensor.device}, data is on {data.device}")
-    core = paths.get(path)._core
-    kind = prediction_kind(prediction)
+    kind, first, second = paths.get(path).code
+    if prediction not in _NUMBERS:
+        prediction_kind(prediction)
     return Interpolated(
         *torch.ops.pyflowcore.interpolate(
-            data, t, x0, seed_values, int(core.kind), core.a, core.b, int(kind), stream, draw
+            data, t, x0, seed_values, kind, first, second, _NUMBERS[prediction], stream, draw
         )
     )
 

@@ -1,0 +1,26 @@
+// How a kernel is started: a block of kThreads for every tile.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include "launch.hpp"
+#include "walk.hpp"
+
+namespace pfc::cuda {
+
+template <class Params>
+cudaError_t start(void (*kernel)(Params), const Params& params, int64_t tiles, cudaStream_t stream) {
+  // 2^31 - 1 tiles are beyond any memory: at least 1,024 elements each.
+  if (tiles > std::numeric_limits<int32_t>::max()) return cudaErrorInvalidConfiguration;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(tiles));
+  config.blockDim = dim3(kThreads);
+  config.stream = stream;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, params);
+  // A failed launch is reported once, here, and not to whoever asks for the last error next.
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
+}
+
+}  // namespace pfc::cuda
