@@ -41,6 +41,16 @@ def classes_of(text: str) -> list[int]:
     return found
 
 
+def device_of(text: str) -> torch.device:
+    """ "cpu", "cuda", "cuda:1", ... ValueError for a device that torch does not know, or that is not here."""
+    try:
+        device = torch.device(text)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+        raise ValueError(f"--device {text!r}: {str(error).splitlines()[0]}") from None
+    return device
+
+
 def sample(arguments: argparse.Namespace) -> None:
     """``pyflowcore sample``: images of a checkpoint as a PNG, classes by columns."""
     import pyflowcore as pfc
@@ -55,8 +65,9 @@ def sample(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--per-class must be at least 1; got {arguments.per_class}")
     if not 0 <= arguments.seed < 2**31:
         raise ValueError(f"--seed must be within [0, 2^31); got {arguments.seed}")
+    device = device_of(arguments.device)
     checkpoint = load_checkpoint(arguments.checkpoint)
-    model = checkpoint.model()
+    model = checkpoint.model().to(device)
     if model.null_class is None or len(model.shape) != 3:
         raise ValueError(f"--checkpoint must hold a class-conditional image model; {checkpoint.name} is none")
     classes = classes_of(arguments.classes or f"0-{model.num_classes - 1}")
@@ -69,19 +80,20 @@ def sample(arguments: argparse.Namespace) -> None:
         prediction=checkpoint.objective.prediction,
     )
     sampler = pfc.Sampler(plan, guidance=pfc.CFG(arguments.guidance))
-    labels = torch.tensor(classes).repeat(arguments.per_class)
+    field = pfc.Field(model, prediction=checkpoint.objective.prediction, path=checkpoint.objective.path)
+    labels = torch.tensor(classes, device=device).repeat(arguments.per_class)
     first = arguments.seed << 32
     begin = time.perf_counter()
     images = sampler(
-        checkpoint.field(),
+        field,
         shape=model.shape,
         seeds=range(first, first + len(labels)),
         cond={"y": labels},
         uncond={"y": torch.full_like(labels, model.null_class)},
-        device=arguments.device,
     )
-    seconds = time.perf_counter() - begin
     assert isinstance(images, torch.Tensor)  # no trajectory was asked for
+    images = images.cpu()
+    seconds = time.perf_counter() - begin
     rows = [("", row) for row in images.view(arguments.per_class, len(classes), *model.shape)]
     picture.save(out, rows, [str(label) for label in classes], zoom=max(1, 48 // model.shape[-1]))
     print(f"{len(labels)} samples, {arguments.solver} with {plan.nfe} evaluations, {seconds:.2f} s: {out}")
@@ -101,9 +113,10 @@ def train(arguments: argparse.Namespace) -> None:
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}; got {value}")
     given = {name: getattr(arguments, name) for name in _DEFAULTS if getattr(arguments, name) is not None}
+    device = device_of(arguments.device)
     data = digits.load()
     if arguments.resume:
-        trainer = Trainer.resume(out, data.images, data.labels, device=arguments.device)
+        trainer = Trainer.resume(out, data.images, data.labels, device=device)
         has = {"objective": trainer.config.objective, "seed": trainer.config.seed, **trainer.model.config}
         for name, value in given.items():
             if value != has.get(name):
@@ -114,7 +127,7 @@ def train(arguments: argparse.Namespace) -> None:
         settings = _DEFAULTS | given
         model = recipe.new_model(settings["seed"], width=settings["width"], depth=settings["depth"])
         config = recipe.train_config(settings["objective"], settings["seed"])
-        trainer = Trainer(model.to(arguments.device), data.images, data.labels, config)
+        trainer = Trainer(model.to(device), data.images, data.labels, config)
     if trainer.step >= arguments.steps:
         print(f"{out} has {trainer.step} steps already")
         return
@@ -159,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--classes", help="such as 0-9 or 1,3,5-7 (default: all)")
     command.add_argument("--nfe", type=int, default=20, help="evaluations of the network (default 20)")
     command.add_argument("--solver", default="heun", help="as pyflowcore.plan knows them (default heun)")
-    command.add_argument("--guidance", type=float, default=1.5, help="scale; 1 is none (default 1.5)")
+    command.add_argument("--guidance", type=float, default=1.25, help="scale; 1 is none (default 1.25)")
     command.add_argument("--per-class", type=int, default=8, help="samples of each class (default 8)")
     command.add_argument("--seed", type=int, default=0, help="default 0")
     command.add_argument("--device", default="cpu", help="default cpu")

@@ -1,0 +1,33 @@
+"""Reference networks in plain PyTorch, one readable file each.
+
+Every model has ``config`` (its constructor's arguments, JSON values), ``shape`` (of one sample), ``num_classes`` and
+``null_class``; ``build`` makes it again from its name and its config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .dit import DiT
+from .mlp import MLP
+
+Model = DiT | MLP
+_MODELS: dict[str, type[DiT] | type[MLP]] = {"DiT": DiT, "MLP": MLP}
+
+
+def build(name: str, config: Mapping[str, Any]) -> Model:
+    """The model called ``name`` ("DiT" or "MLP") with the arguments ``config``, as a checkpoint stores them.
+
+    Raises:
+        ValueError: for an unknown name, or a config that the model does not take.
+    """
+    if name not in _MODELS:
+        raise ValueError(f"name must be one of {sorted(_MODELS)}; got {name!r}")
+    try:
+        return _MODELS[name](**config)
+    except TypeError as error:
+        raise ValueError(f"config does not fit {name}: {error}") from None
+
+
+__all__ = ["MLP", "DiT", "Model", "build"]
