@@ -93,6 +93,7 @@ class Run:
         self._batch = x0.shape[0]
         kind = FunctionalBuffers if differentiable else InPlaceBuffers
         self.buffers = kind(plan, table, x0, branches, stacked, dtype, guidance, seeds, keep_points)
+        self._points_kept = keep_points
         self.nfe = 0
         self._row = 0
         self._pending: Step | None = None
@@ -206,6 +207,8 @@ class Run:
 
     def denoised(self, out: Tensor, uncond: Tensor | None, table: Tensor) -> Tensor | None:
         """The predicted data at the pending evaluation, state's dtype; None where the prediction does not determine it."""
+        if not self._points_kept:
+            raise RuntimeError("this run does not keep its points: only the Sampler's own loop with a callback does")
         step = self.next()
         if not bool(torch.isfinite(table[step.row]).all()):
             return None

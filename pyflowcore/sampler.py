@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -67,7 +67,7 @@ class Sampler:
         if field is not None:
             self._check_field(facts)
         run = self._start(
-            facts, x0=x0, shape=shape, seeds=_reread(seeds), batch=batch, guided=self.guidance is not None,
+            facts, x0=x0, shape=shape, seeds=_seeds_once(seeds), batch=batch, guided=self.guidance is not None,
             guidance_scale=guidance_scale, device=device, dtype=dtype, enable_grad=enable_grad, stacked=False,
         )  # fmt: skip
         run.advance_silent()
@@ -124,14 +124,15 @@ class Sampler:
         self._check_field(facts)
         cond, uncond, shared = _mapping(cond, "cond"), _mapping(uncond, "uncond"), _mapping(shared, "shared")
         guided = self._guided(cond, uncond)
-        seeds = _reread(seeds)
+        seeds_have_device = isinstance(seeds, Tensor)
+        seeds = _seeds_once(seeds)
         if both := sorted(set(cond) & set(shared)):
             raise ValueError(f"shared and cond both have {', '.join(both)}")
         if x0 is None and seeds is None and batch is None:
             batch = conditions.batch_of(cond)
         if device is None and x0 is None and (tensor := conditions.first_tensor(cond)) is not None:
             device = tensor.device
-        if device is None and x0 is None and not isinstance(seeds, Tensor):
+        if device is None and x0 is None and not seeds_have_device:
             device = facts.device()
         count = len(x0) if isinstance(x0, Tensor) and x0.dim() else None
         doubled, split = self._conditions(
@@ -194,7 +195,7 @@ class Sampler:
             return None, filled
 
     def _start(
-        self, field: Field, *, x0: Tensor | None, shape: Sequence[int] | None, seeds: Iterable[int] | Tensor | None,
+        self, field: Field, *, x0: Tensor | None, shape: Sequence[int] | None, seeds: Tensor | None,
         batch: int | None, guided: bool, guidance_scale: Scale | None, device: torch.device | str | None,
         dtype: torch.dtype | None, enable_grad: bool, stacked: bool, keep_points: bool = False,
     ) -> Run:  # fmt: skip
@@ -211,7 +212,7 @@ class Sampler:
         )  # fmt: skip
 
     def _initial(
-        self, x0: Tensor | None, shape: Sequence[int] | None, seeds: Iterable[int] | Tensor | None, batch: int | None,
+        self, x0: Tensor | None, shape: Sequence[int] | None, seeds: Tensor | None, batch: int | None,
         device: torch.device | str | None, dtype: torch.dtype | None, enable_grad: bool,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """The state at the plan's first time, and the seeds if the plan draws noise."""
@@ -254,7 +255,7 @@ class Sampler:
         return randn(keys, shape or (), dtype=dtype or torch.float32), keys
 
     @staticmethod
-    def _seeds(seeds: Iterable[int] | Tensor | None, batch: int, device: torch.device | str | None) -> Tensor:
+    def _seeds(seeds: Tensor | None, batch: int, device: torch.device | str | None) -> Tensor:
         if seeds is None:
             drawn = torch.randint(-(2**63), 2**63 - 1, (batch,), dtype=torch.int64)
             return drawn if device is None else drawn.to(device)
@@ -341,21 +342,21 @@ def _last_evaluations(plan: Plan) -> set[int]:
     return last
 
 
-def _reread(seeds: Iterable[int] | Tensor | None) -> Iterable[int] | Tensor | None:
-    """Seeds that can be gone through more than once, which an iterator cannot."""
-    return list(seeds) if isinstance(seeds, Iterator) else seeds
-
-
 def _no_net(x: Tensor, t: Tensor) -> Tensor:
     raise RuntimeError("this run was started without a field: its caller evaluates the network")
 
 
-def _count(seeds: Iterable[int] | Tensor | None, batch: int | None) -> int | None:
+def _seeds_once(seeds: Iterable[int] | Tensor | None) -> Tensor | None:
+    """Seeds as a tensor, made once: an iterator could not be gone through again."""
+    return None if seeds is None else seeds_tensor(seeds)
+
+
+def _count(seeds: Tensor | None, batch: int | None) -> int | None:
     if seeds is None:
         if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 0):
             raise ValueError(f"batch must be an integer >= 0, got {batch!r}")
         return batch
-    return len(seeds_tensor(seeds))
+    return len(seeds)
 
 
 def _mapping(value: dict[str, Any] | None, name: str) -> dict[str, Any]:

@@ -16,7 +16,15 @@ struct PhiloxBlock {
 };
 
 // What the draws of a sample are for; draws of different streams never meet.
-enum class Stream : uint32_t { kInitial = 0, kPlan = 1, kProbe = 2, kTraining = 3, kTrainingTime = 4, kLabelDrop = 5 };
+enum class Stream : uint32_t {
+  kInitial = 0,
+  kPlan = 1,
+  kProbe = 2,
+  kTraining = 3,
+  kTrainingTime = 4,
+  kLabelDrop = 5,
+  kDataOrder = 6
+};
 
 PFC_HD PhiloxBlock philox4x32_10(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
   // Fully unrolled by every compiler we build with: ten is a constant.

@@ -8,8 +8,9 @@ namespace {
 
 // From this footprint on, buffers that are only written bypass the cache: measured in docs/notes/combine.md.
 constexpr int64_t kStreamingBytes = int64_t{6} << 20;
-// Below this many elements a second thread costs more than it brings.
-constexpr int64_t kGrainUnits = 24;
+// The least that is worth a thread of its own, in units: a pass over memory, or one that makes noise. Waking a second thread
+// costs what one thread needs for some 60 K elements that lie in its cache (docs/notes/combine.md).
+constexpr int64_t kGrainUnits = 64, kNoiseGrainUnits = 8;
 
 int64_t bytes_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 
@@ -34,8 +35,9 @@ void run(CombineArgs& args) {
   args.streaming = worth_streaming(args);
   const auto& kernel = cpu::kernels();
   const int64_t units = (numel + cpu::kUnit - 1) / cpu::kUnit;
-  if (units <= kGrainUnits) return kernel.combine(args, 0, numel);
-  torch::stable::parallel_for(0, units, kGrainUnits, [&](int64_t begin, int64_t end) {
+  const int64_t grain = args.seeds ? kNoiseGrainUnits : kGrainUnits;
+  if (units <= grain) return kernel.combine(args, 0, numel);
+  torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
     const int64_t stop = end * cpu::kUnit;
     kernel.combine(args, begin * cpu::kUnit, stop < numel ? stop : numel);
   });

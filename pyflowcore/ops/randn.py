@@ -12,7 +12,15 @@ from .. import _library
 
 _library.define("randn(Tensor seeds, SymInt[] shape, int stream, int draw, ScalarType dtype) -> Tensor")
 
-STREAMS = {"initial": 0, "plan": 1, "probe": 2, "training": 3, "training_time": 4, "label_drop": 5}
+STREAMS = {
+    "initial": 0,
+    "plan": 1,
+    "probe": 2,
+    "training": 3,
+    "training_time": 4,
+    "label_drop": 5,
+    "data_order": 6,
+}
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
