@@ -25,20 +25,20 @@ PFC_HD V apply(const Update<S>& update, V value, V sum) {
 // What one call of a row does besides its arithmetic.
 struct Pass {
   int branches;
-  bool writes_state, writes_point, keeps;
+  bool writes_state, writes_point, keeps, point_is_state;
 };
 
-template <class V, class S, class Memory>
+template <class V, int kBranches = 0, class S, class Memory>
 PFC_HD void combine_element(const Row<S>& row, const Pass& pass, const Memory& memory) {
   V x_sum{};
   V y_sum{};
   if (row.evaluates) {
-    V d = guide<V>(pass.branches, memory);
+    V d = guide<V, kBranches>(pass.branches, memory);
     if (row.q != S(1)) d = row.q * d;
     if (row.p != S(0)) d = row.p * memory.point() + d;
     if (pass.keeps) memory.keep(d);
-    x_sum = row.b_new * d;
-    y_sum = row.e_new * d;
+    if (row.b_new != S(0)) x_sum = row.b_new * d;
+    if (row.e_new != S(0)) y_sum = row.e_new * d;
   }
   PFC_NO_UNROLL
   for (int i = 0; i < row.terms; ++i) {
@@ -59,7 +59,8 @@ PFC_HD void combine_element(const Row<S>& row, const Pass& pass, const Memory& m
     x = apply<V>(row.x, x, x_sum);
     memory.set_state(x);
   }
-  if (pass.writes_point) memory.set_point(apply<V>(row.y, x, y_sum));
+  if (!pass.writes_point) return;
+  memory.set_point(pass.point_is_state ? x : apply<V>(row.y, x, y_sum));
 }
 
 }  // namespace pfc

@@ -8,9 +8,11 @@
 
 namespace pfc {
 
-// branch(j) loads branch j, scale(j) the guidance scale of conditional branch j.
-template <class V, class Memory>
-PFC_HD V guide(int branches, const Memory& memory) {
+// branch(j) loads branch j, scale(j) the guidance scale of conditional branch j. kBranches is their number where it is known
+// when the code is compiled, else 0.
+template <class V, int kBranches, class Memory>
+PFC_HD V guide(int count, const Memory& memory) {
+  const int branches = kBranches > 0 ? kBranches : count;
   const V unconditional = memory.branch(branches - 1);
   if (branches == 1) return unconditional;
   const V first = memory.branch(0);

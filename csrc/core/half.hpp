@@ -48,7 +48,8 @@ PFC_HD F float16_to_float(U bits) {
   // 2^112 moves the exponent bias from 15 to 127 and normalises subnormals on the way, exactly.
   const F scaled = exact::bit_cast<F>(magnitude) * 0x1p112f;
   const U finite = exact::bit_cast<U>(scaled);
-  const U special = magnitude | 0x7f800000u;
+  // Infinity, or a NaN made quiet, as hardware makes it.
+  const U special = magnitude | 0x7f800000u | (less_mask<U>(U{} + 0x0f800000u, magnitude) & 0x00400000u);
   const U result = select<U>(less_mask<U>(U{} + 0x0f7fffffu, magnitude), special, finite);
   return exact::bit_cast<F>(result | ((bits & 0x8000u) << 16));
 }

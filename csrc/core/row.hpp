@@ -53,6 +53,16 @@ struct Row {
   SlotTerm<S> term[kMaxSlots];
   DrawTerm<S> draw[kMaxDraws];
 
+  // The next point is the state itself.
+  PFC_HD bool point_is_state() const {
+    if (y.base != Base::kOne || e_new != S(0)) return false;
+    for (int i = 0; i < terms; ++i)
+      if (term[i].e != S(0)) return false;
+    for (int i = 0; i < draws; ++i)
+      if (draw[i].r != S(0)) return false;
+    return true;
+  }
+
   PFC_HD bool changes_state() const {
     if (x.base != Base::kOne || b_new != S(0)) return true;
     for (int i = 0; i < terms; ++i)

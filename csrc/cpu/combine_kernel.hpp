@@ -40,8 +40,8 @@ struct OneElement {
   }
 };
 
-// The same for Wide<S>::kSize elements.
-template <class S>
+// The same for Wide<S>::kSize elements; the field's dtype is known where the code is compiled, or read from the arguments.
+template <class S, int kDType>
 struct ManyElements {
   using W = Wide<S>;
   const Streams<S>& m;
@@ -62,7 +62,8 @@ struct ManyElements {
   PFC_INLINE void store(void* base, const W& w, bool stream) const {
     for (int u = 0; u < W::kUnroll; ++u) store_bytes(static_cast<S*>(base) + i + u * W::kLanes, w.part[u], stream);
   }
-  PFC_INLINE W branch(int j) const { return load(m.args->branch[j], m.args->out_dtype); }
+  PFC_INLINE DType dtype(DType given) const { return kDType < 0 ? given : static_cast<DType>(kDType); }
+  PFC_INLINE W branch(int j) const { return load(m.args->branch[j], dtype(m.args->out_dtype)); }
   PFC_INLINE S scale(int j) const { return m.scale[j]; }
   PFC_INLINE W point() const { return load(m.args->point); }
   PFC_INLINE W state() const { return load(m.args->x); }
@@ -80,15 +81,15 @@ struct ManyElements {
     if (m.in_scale != S(1)) y = m.in_scale * y;
     for (int64_t c = 0; c < m.args->copies; ++c)
       for (int u = 0; u < W::kUnroll; ++u)
-        store_native<S>(m.args->inp, m.args->inp_dtype, c * m.numel + i + u * W::kLanes, y.part[u], streaming);
+        store_native<S>(m.args->inp, dtype(m.args->inp_dtype), c * m.numel + i + u * W::kLanes, y.part[u], streaming);
   }
 };
 
-template <class S>
+template <class S, int kBranches, int kDType>
 inline void combine_range(const CombineArgs& args, int64_t begin, int64_t end) {
   const Row<S> row = decode_row<S>(args.record);
   const Pass pass{args.branches, row.changes_state() || args.x_out != args.x,
-                  args.point_out != nullptr || args.copies > 0, args.keep != nullptr};
+                  args.point_out != nullptr || args.copies > 0, args.keep != nullptr, row.point_is_state()};
   alignas(64) float noise[kMaxDraws * kChunk];
   Streams<S> m{&args, args.batch * args.sample, row.in_scale, {}, noise, 0};
   const bool per_sample = args.scale != nullptr && args.scale_sample_stride != 0;
@@ -111,19 +112,32 @@ inline void combine_range(const CombineArgs& args, int64_t begin, int64_t end) {
     // Vectors start at multiples of a cache line, which streaming stores need.
     constexpr int64_t kAlign = 64 / sizeof(uint16_t);
     const int64_t head = i + (kAlign - i % kAlign) % kAlign;
-    for (; i < stop && i < head; ++i) combine_element<S>(row, pass, OneElement<S>{m, i});
+    for (; i < stop && i < head; ++i) combine_element<S, kBranches>(row, pass, OneElement<S>{m, i});
     for (; i + Wide<S>::kSize <= stop; i += Wide<S>::kSize)
-      combine_element<Wide<S>>(row, pass, ManyElements<S>{m, i, args.streaming});
-    for (; i < stop; ++i) combine_element<S>(row, pass, OneElement<S>{m, i});
+      combine_element<Wide<S>, kBranches>(row, pass, ManyElements<S, kDType>{m, i, args.streaming});
+    for (; i < stop; ++i) combine_element<S, kBranches>(row, pass, OneElement<S>{m, i});
   }
   if (args.streaming) finish_streaming();
 }
 
+// The usual shapes of a call get code of their own: a float32 state, one or two branches, and one dtype for all that the
+// field takes and gives. What is left to decide within a row is the same for every element and costs little.
+template <int kBranches>
+inline void combine_float(const CombineArgs& args, int64_t begin, int64_t end) {
+  if (args.copies > 0 && args.inp_dtype != args.out_dtype) return combine_range<float, 0, -1>(args, begin, end);
+  switch (args.out_dtype) {
+    case DType::kFloat32: return combine_range<float, kBranches, static_cast<int>(DType::kFloat32)>(args, begin, end);
+    case DType::kBFloat16: return combine_range<float, kBranches, static_cast<int>(DType::kBFloat16)>(args, begin, end);
+    case DType::kFloat16: return combine_range<float, kBranches, static_cast<int>(DType::kFloat16)>(args, begin, end);
+    default: return combine_range<float, 0, -1>(args, begin, end);
+  }
+}
+
 inline void combine(const CombineArgs& args, int64_t begin, int64_t end) {
-  if (args.state_dtype == DType::kFloat64)
-    combine_range<double>(args, begin, end);
-  else
-    combine_range<float>(args, begin, end);
+  if (args.state_dtype == DType::kFloat64) return combine_range<double, 0, -1>(args, begin, end);
+  if (args.branches == 1) return combine_float<1>(args, begin, end);
+  if (args.branches == 2) return combine_float<2>(args, begin, end);
+  return combine_range<float, 0, -1>(args, begin, end);
 }
 
 }  // namespace

@@ -66,6 +66,43 @@ PFC_INLINE T load_bytes(const void* from) {
   return value;
 }
 
+// float16 by the machine's instruction where there is one, which gives the bits of core/half.hpp.
+template <class S>
+PFC_INLINE typename Wide<S>::Float widen_float16(const typename Wide<S>::Short& raw) {
+  using W = Wide<S>;
+#if defined(__F16C__)
+  if constexpr (W::kLanes == 8) {
+    const __m256 wide = _mm256_cvtph_ps(load_bytes<__m128i>(&raw));
+    return load_bytes<typename W::Float>(&wide);
+  }
+#endif
+#if defined(__AVX512F__)
+  if constexpr (W::kLanes == 16) {
+    const __m512 wide = _mm512_cvtph_ps(load_bytes<__m256i>(&raw));
+    return load_bytes<typename W::Float>(&wide);
+  }
+#endif
+  return float16_to_float<typename W::Float>(__builtin_convertvector(raw, typename W::Bits));
+}
+
+template <class S>
+PFC_INLINE typename Wide<S>::Short narrow_float16(const typename Wide<S>::Float& value) {
+  using W = Wide<S>;
+#if defined(__F16C__)
+  if constexpr (W::kLanes == 8) {
+    const __m128i half = _mm256_cvtps_ph(load_bytes<__m256>(&value), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return load_bytes<typename W::Short>(&half);
+  }
+#endif
+#if defined(__AVX512F__)
+  if constexpr (W::kLanes == 16) {
+    const __m256i half = _mm512_cvtps_ph(load_bytes<__m512>(&value), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return load_bytes<typename W::Short>(&half);
+  }
+#endif
+  return __builtin_convertvector(float_to_float16<typename W::Bits>(value), typename W::Short);
+}
+
 // A native vector of S from memory of another type.
 template <class S>
 PFC_INLINE typename Wide<S>::Native load_native(const void* base, DType dtype, int64_t i) {
@@ -90,7 +127,7 @@ PFC_INLINE typename Wide<S>::Native load_native(const void* base, DType dtype, i
     }
     default: {
       const auto raw = load_bytes<typename W::Short>(static_cast<const uint16_t*>(base) + i);
-      value = float16_to_float<typename W::Float>(__builtin_convertvector(raw, typename W::Bits));
+      value = widen_float16<S>(raw);
       break;
     }
   }
@@ -143,8 +180,8 @@ PFC_INLINE void store_native(void* base, DType dtype, int64_t i, const typename 
       break;
     }
     default: {
-      const auto bits = float_to_float16<typename W::Bits>(__builtin_convertvector(value, typename W::Float));
-      store_bytes(static_cast<uint16_t*>(base) + i, __builtin_convertvector(bits, typename W::Short), streaming);
+      const typename W::Short bits = narrow_float16<S>(__builtin_convertvector(value, typename W::Float));
+      store_bytes(static_cast<uint16_t*>(base) + i, bits, streaming);
       break;
     }
   }

@@ -28,6 +28,7 @@ struct CombineParams {
   uint32_t stream;
   int branches;
   bool writes_state, writes_point, reads_state, reads_point, point_is_state;
+  bool next_is_state;  // the point that the row writes
 };
 
 // Which kernel: S the state's type, Out the field's, kBranches 1, 2 or 0 for any number (none included), kNoise whether
@@ -144,8 +145,9 @@ PFC_HD void combine_items(const CombineParams<typename C::S>& p, const Items<kVe
   // What the dispatcher knows: it spares the kernel the tests, and lets it ask for the guidance scales early.
   PFC_ASSUME(C::kBranches == 0 || p.row.evaluates != 0);
   PFC_ASSUME(C::kNoise || p.row.draws == 0);
-  const Pass pass{C::kBranches > 0 ? C::kBranches : p.branches, p.writes_state, p.writes_point, p.keep != nullptr};
-  combine_element<typename Memory::V>(p.row, pass, Memory(p, items));
+  const Pass pass{C::kBranches > 0 ? C::kBranches : p.branches, p.writes_state, p.writes_point, p.keep != nullptr,
+                  p.next_is_state};
+  combine_element<typename Memory::V, C::kBranches>(p.row, pass, Memory(p, items));
 }
 
 // The work of one thread.
@@ -191,6 +193,7 @@ CombineParams<S> combine_params(const CombineArgs& args) {
   p.writes_point = args.point_out != nullptr || args.copies > 0;
   const bool uses_point = p.row.evaluates && p.row.p != S(0);
   p.point_is_state = args.point == args.x;
+  p.next_is_state = p.row.point_is_state();
   p.reads_state = p.row.x.base != Base::kZero || (uses_point && p.point_is_state);
   p.reads_point = uses_point && !p.point_is_state;
   return p;
