@@ -79,9 +79,10 @@ struct ManyElements {
   PFC_INLINE void set_point(W y) const {
     if (m.args->point_out) store(m.args->point_out, y, streaming);
     if (m.in_scale != S(1)) y = m.in_scale * y;
-    for (int64_t c = 0; c < m.args->copies; ++c)
-      for (int u = 0; u < W::kUnroll; ++u)
-        store_native<S>(m.args->inp, dtype(m.args->inp_dtype), c * m.numel + i + u * W::kLanes, y.part[u], streaming);
+    if (m.args->copies == 0) return;
+    for (int u = 0; u < W::kUnroll; ++u)
+      store_native<S>(m.args->inp, dtype(m.args->inp_dtype), i + u * W::kLanes, y.part[u], streaming, m.args->copies,
+                      m.numel);
   }
 };
 

@@ -161,29 +161,26 @@ PFC_INLINE void finish_streaming() {
 #endif
 }
 
+// `value` cast once and stored `copies` times, `stride` elements apart.
 template <class S>
-PFC_INLINE void store_native(void* base, DType dtype, int64_t i, const typename Wide<S>::Native& value,
-                             bool streaming) {
+PFC_INLINE void store_native(void* base, DType dtype, int64_t i, const typename Wide<S>::Native& value, bool streaming,
+                             int64_t copies = 1, int64_t stride = 0) {
   using W = Wide<S>;
+  const auto put = [&](auto* to, const auto& cast) {
+    for (int64_t c = 0; c < copies; ++c) store_bytes(to + i + c * stride, cast, streaming);
+  };
   switch (dtype) {
-    case DType::kFloat32:
-      store_bytes(static_cast<float*>(base) + i, __builtin_convertvector(value, typename W::Float), streaming);
-      break;
+    case DType::kFloat32: return put(static_cast<float*>(base), __builtin_convertvector(value, typename W::Float));
     case DType::kFloat64: {
       using Doubles = typename NativeOf<double, W::kLanes>::type;
-      store_bytes(static_cast<double*>(base) + i, __builtin_convertvector(value, Doubles), streaming);
-      break;
+      return put(static_cast<double*>(base), __builtin_convertvector(value, Doubles));
     }
     case DType::kBFloat16: {
       const auto bits = float_to_bfloat16<typename W::Bits>(__builtin_convertvector(value, typename W::Float));
-      store_bytes(static_cast<uint16_t*>(base) + i, __builtin_convertvector(bits, typename W::Short), streaming);
-      break;
+      return put(static_cast<uint16_t*>(base), __builtin_convertvector(bits, typename W::Short));
     }
-    default: {
-      const typename W::Short bits = narrow_float16<S>(__builtin_convertvector(value, typename W::Float));
-      store_bytes(static_cast<uint16_t*>(base) + i, bits, streaming);
-      break;
-    }
+    default:
+      return put(static_cast<uint16_t*>(base), narrow_float16<S>(__builtin_convertvector(value, typename W::Float)));
   }
 }
 
