@@ -1,5 +1,5 @@
 """The memory of one trajectory and how a row runs on it: in place through ``combine_``, or through ``combine`` where
-gradients are wanted. Both have the same face: ``inputs(row, branches)``, ``advance(row, ...)``, ``x``, ``point``.
+gradients are wanted. Both have the same face: ``inputs(row)``, ``advance(row, ...)``, ``x``, ``point``.
 """
 
 from __future__ import annotations
@@ -11,13 +11,8 @@ from .plans import Plan
 
 __all__ = ["FunctionalBuffers", "InPlaceBuffers"]
 
-
-def next_evaluation(plan: Plan) -> list[int | None]:
-    """For each row, the next row that evaluates the field; None after the last."""
-    following: list[int | None] = [None] * len(plan.rows)
-    for i in range(len(plan.rows) - 2, -1, -1):
-        following[i] = i + 1 if plan.rows[i + 1].evaluates else following[i + 1]
-    return following
+# Looked up once: each attribute on the way costs a tenth of the call.
+_combine_ = torch.ops.pyflowcore.combine_.default
 
 
 class InPlaceBuffers:
@@ -36,7 +31,7 @@ class InPlaceBuffers:
         self, plan: Plan, table: Tensor, x0: Tensor, branches: list[int], stacked: bool, dtype: torch.dtype,
         guidance: Tensor | None, seeds: Tensor | None, keep_points: bool = False,
     ) -> None:  # fmt: skip
-        rows = plan.rows
+        rows = plan.facts
         self._table, self._guidance, self._seeds = table, guidance, seeds
         batch, most = x0.shape[0], max(branches) if stacked else 1
         moves = any(not row.point_is_state for row in rows)
@@ -59,36 +54,37 @@ class InPlaceBuffers:
                 if self.owns_x or part.data_ptr() != self.x.data_ptr():
                     part.copy_(self.x)
 
-        following = next_evaluation(plan)
         counts = {1, *branches} if stacked else {1}
         # Views are made once for each number of branches: rows share them.
         heads = {} if stack is None else {n: stack[: n * batch] for n in counts}
         targets: dict[int, Tensor | None] = dict(heads)
         if not self.owns_x:
             targets = {n: head[batch:] if n > 1 else None for n, head in heads.items()}
-        self._input: list[Tensor | None] = []
+        self._input: list[Tensor] = []
         self._calls: list[tuple[Tensor | None, Tensor | None, Tensor | None]] = []
         self._points: list[Tensor] = []
         at_state = True  # the point is the state itself
         for i, row in enumerate(rows):
             here = self.x if at_state else y if y is not None else heads.get(1, self.x)
             self._points.append(here)
-            self._input.append(
-                (heads[branches[i] if stacked else 1] if heads else here) if row.evaluates else None
-            )
-            point_is_state, after = row.point_is_state, following[i]
-            # The point itself is kept in the state's precision only where the next row, or the caller, reads it.
-            keeps = y is not None and after is not None and not point_is_state
-            keeps = keeps and (keep_points or stack is None or rows[after].p != 0.0)  # type: ignore[index]
-            target = None if after is None else targets.get(branches[after] if stacked else 1)
-            self._calls.append((None if here is self.x else here, y if keeps else None, target))
-            at_state = point_is_state
+            self._input.append(heads[branches[i] if stacked else 1] if heads else here)
+            after = row.after
+            target, kept = None, None
+            if after is not None:
+                target = targets.get(branches[after] if stacked else 1)
+                # The point is kept in the state's precision only where the next row, or the caller, reads it.
+                if (
+                    y is not None
+                    and not row.point_is_state
+                    and (keep_points or not heads or rows[after].p != 0.0)
+                ):
+                    kept = y
+            self._calls.append((None if at_state else here, kept, target))
+            at_state = row.point_is_state
 
     def inputs(self, row: int) -> Tensor:
         """The field's input for a row: [B, ...] or stacked [J B, ...]."""
-        value = self._input[row]
-        assert value is not None
-        return value
+        return self._input[row]
 
     def point(self, row: int) -> Tensor:
         """The point that the row evaluates, in the precision that the row will use."""
@@ -98,11 +94,11 @@ class InPlaceBuffers:
         """Runs a row with the field's output."""
         y, y_out, inp = self._calls[row]
         # A caller's loop may have gradients on; this trajectory has none.
-        out = out.detach() if out is not None and out.requires_grad else out
-        out2 = out2.detach() if out2 is not None and out2.requires_grad else out2
-        torch.ops.pyflowcore.combine_.default(
-            self.x, y, y_out, inp, self.slots, out, out2, self._guidance, self._seeds, self._table, row
-        )
+        if out is not None and out.requires_grad:
+            out = out.detach()
+        if out2 is not None and out2.requires_grad:
+            out2 = out2.detach()
+        _combine_(self.x, y, y_out, inp, self.slots, out, out2, self._guidance, self._seeds, self._table, row)
 
     def result(self) -> Tensor:
         """The state, in memory of its own."""
@@ -136,7 +132,7 @@ class FunctionalBuffers:
         x, y, d = torch.ops.pyflowcore.combine(
             self.x, self._y, self._slots, outs, self._guidance, self._seeds, self._table, row
         )
-        now = self._plan.rows[row]
+        now = self._plan.facts[row]
         if now.store >= 0:
             self._slots = [d if k == now.store else kept for k, kept in enumerate(self._slots)]
         self.x, self._y, self._scale = x, None if now.point_is_state else y, now.in_scale

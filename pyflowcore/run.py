@@ -90,7 +90,9 @@ class Run:
         self.plan = plan
         self._branches, self._stacked, self._times = branches, stacked, times
         self._guidance, self._seeds, self._table = guidance, seeds, table
-        self._batch = x0.shape[0]
+        self._batch, self._device = x0.shape[0], x0.device
+        self._shape, self._both = x0.shape, torch.Size((2 * x0.shape[0], *x0.shape[1:]))
+        self._facts = plan.facts
         kind = FunctionalBuffers if differentiable else InPlaceBuffers
         self.buffers = kind(plan, table, x0, branches, stacked, dtype, guidance, seeds, keep_points)
         self._points_kept = keep_points
@@ -109,18 +111,18 @@ class Run:
     @property
     def done(self) -> bool:
         """True when every row has run."""
-        return self._row == len(self.plan.rows)
+        return self._row == len(self._facts)
 
     def advance_silent(self) -> None:
         """Runs the rows up to the next evaluation. Once before the first step; afterwards ``step`` does it."""
-        while not self.done and not self.plan.rows[self._row].evaluates:
+        while self._row < len(self._facts) and not self._facts[self._row].evaluates:
             self.buffers.advance(self._row, None, None)
             self._finish_row()
 
     def _finish_row(self) -> None:
         row = self._row
         self._row += 1
-        if self.on_step is not None and self.plan.rows[row].completes_step:
+        if self.on_step is not None and self._facts[row].completes_step:
             self.on_step(row)
 
     def __iter__(self) -> Iterator[Step]:
@@ -137,7 +139,7 @@ class Run:
         if self.done:
             raise RuntimeError("the run is done: run.x has the samples")
         if self._pending is None:
-            row = self.plan.rows[self._row]
+            row = self._facts[self._row]
             x = self.buffers.inputs(self._row)
             # Inside torch.inference_mode() tensors count no versions, and what the field writes goes unseen.
             self._version = -1 if x.is_inference() else x._version
@@ -158,15 +160,8 @@ class Run:
             TypeError, ValueError: an output of another shape, dtype or device than the state's; an input that was written.
             RuntimeError: the run is done.
         """
-        step = self.next()
+        step = self._pending or self.next()
         self._check(out, uncond, step)
-        if uncond is None and step.branches == 2 and out.shape[0] == self._batch and self._batch:
-            warnings.warn(
-                "guidance wants a conditional and an unconditional output, one came: it is taken as it is, the guidance scale "
-                "has no effect",
-                PyflowcoreWarning,
-                stacklevel=2,
-            )
         if uncond is not None and step.branches == 1:
             uncond = None  # outside the interval, or scale 1: the conditional output alone
         self.buffers.advance(step.row, out, uncond)
@@ -176,39 +171,50 @@ class Run:
         self.advance_silent()
 
     def _check(self, out: Tensor, uncond: Tensor | None, step: Step) -> None:
-        shape = self.buffers.x.shape
-        for name, value in (("out", out), ("uncond", uncond)):
-            if value is None and name == "uncond":
-                continue
-            if not isinstance(value, Tensor):
-                raise TypeError(f"{name}, the field's output, must be a tensor, got {type(value).__name__}")
-            if not value.is_floating_point():
-                raise TypeError(f"{name}, the field's output, must be floating point, got {value.dtype}")
-            stacked = name == "out" and uncond is None and step.branches == 2
-            if value.shape != shape and not (stacked and value.shape == (2 * shape[0], *shape[1:])):
-                raise ValueError(
-                    f"{name}, the field's output, has shape {list(value.shape)}, the state has {list(shape)}"
-                )
-            if value.device != self.buffers.x.device:
-                raise ValueError(
-                    f"{name}, the field's output, is on {value.device}, the state is on {self.buffers.x.device}"
-                )
-        if uncond is not None and uncond.dtype != out.dtype:
-            raise TypeError(f"uncond is {uncond.dtype}, out is {out.dtype}; they must agree")
+        """Nothing but comparisons where all is well."""
+        pair = uncond is None and step.branches == 2
+        self._check_output("out", out, self._both if pair and self._stacked else self._shape, pair)
+        if uncond is not None:
+            self._check_output("uncond", uncond, self._shape, False)
+            if uncond.dtype != out.dtype:
+                raise TypeError(f"uncond is {uncond.dtype}, out is {out.dtype}; they must agree")
         # Writing into the input would change the state unseen.
         if (
             self._version >= 0
-            and isinstance(self.buffers, InPlaceBuffers)
             and step.x._version != self._version
+            and isinstance(self.buffers, InPlaceBuffers)
         ):
             raise ValueError(
                 "the field wrote into its input x, which is the trajectory's own buffer; clone it there"
             )
 
+    def _check_output(self, name: str, value: Tensor, shape: torch.Size, pair: bool) -> None:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}, the field's output, must be a tensor, got {type(value).__name__}")
+        if not value.is_floating_point():
+            raise TypeError(f"{name}, the field's output, must be floating point, got {value.dtype}")
+        if value.device != self._device:
+            raise ValueError(
+                f"{name}, the field's output, is on {value.device}, the state is on {self._device}"
+            )
+        if value.shape != shape and not (pair and value.shape == self._both):
+            raise ValueError(
+                f"{name}, the field's output, has shape {list(value.shape)}, expected {list(shape)}"
+            )
+        if pair and not self._stacked and value.shape != self._both:
+            warnings.warn(
+                "guidance wants a conditional and an unconditional output, one came: it is taken as it is, the guidance scale "
+                "has no effect",
+                PyflowcoreWarning,
+                stacklevel=4,
+            )
+
     def denoised(self, out: Tensor, uncond: Tensor | None, table: Tensor) -> Tensor | None:
         """The predicted data at the pending evaluation, state's dtype; None where the prediction does not determine it."""
         if not self._points_kept:
-            raise RuntimeError("this run does not keep its points: only the Sampler's own loop with a callback does")
+            raise RuntimeError(
+                "this run does not keep its points: only the Sampler's own loop with a callback does"
+            )
         step = self.next()
         if not bool(torch.isfinite(table[step.row]).all()):
             return None

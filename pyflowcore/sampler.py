@@ -268,7 +268,7 @@ class Sampler:
         self, state: Tensor, guided: bool, override: Scale | None, enable_grad: bool
     ) -> tuple[list[int], Tensor | None]:
         """For each row the number of branches, and the guidance scales [rows, 1 or B]."""
-        rows = self.plan.rows
+        rows = self.plan.facts
         if override is not None:
             if self.guidance is None:
                 raise ValueError(
@@ -288,15 +288,15 @@ class Sampler:
 
     def _times(self, field: Field, state: Tensor, branches: list[int], stacked: bool) -> list[Tensor]:
         """The network's time of every row, computed in float64 and cast once."""
-        mapped = field.map_times(torch.tensor([row.t for row in self.plan.rows], dtype=torch.float64))
+        mapped = field.map_times(torch.tensor([row.t for row in self.plan.facts], dtype=torch.float64))
         mapped = mapped.to(device=state.device, dtype=state.dtype)
         if field.time_shape == "scalar":
             return list(mapped.unbind())
         batch, most = state.shape[0], max(branches) if stacked else 1
         lines = mapped[:, None].expand(-1, most * batch).contiguous().unbind()
-        return [
-            line[: count * batch] if stacked else line for line, count in zip(lines, branches, strict=True)
-        ]
+        if not stacked or min(branches) == most:
+            return list(lines)
+        return [line[: count * batch] for line, count in zip(lines, branches, strict=True)]
 
     def _drive(
         self, run: Run, field: Field, evaluate: Callable[..., tuple[Tensor, Tensor | None]], callback: Callback | None,
@@ -308,7 +308,7 @@ class Sampler:
         denoised: Tensor | None = None
 
         def on_step(row: int) -> None:
-            index = self.plan.rows[row].step
+            index = self.plan.facts[row].step
             if callback is not None:
                 callback(index, run.nfe, self.plan.times[index + 1], run.buffers.x, denoised)
             if bar is not None:
@@ -316,9 +316,10 @@ class Sampler:
             if return_trajectory:
                 states.append(run.buffers.x.clone())
 
-        run.on_step = on_step
+        if callback is not None or bar is not None or return_trajectory:
+            run.on_step = on_step
         run.advance_silent()
-        last = _last_evaluations(self.plan)
+        last = _last_evaluations(self.plan) if table is not None else set()
         for step in run:
             out, uncond = evaluate(step)
             if table is not None and step.row in last:
@@ -335,7 +336,7 @@ def _last_evaluations(plan: Plan) -> set[int]:
     """The rows that make the last evaluation of a step; rows without one may follow before the step is complete."""
     last: set[int] = set()
     latest: int | None = None
-    for i, row in enumerate(plan.rows):
+    for i, row in enumerate(plan.facts):
         latest = i if row.evaluates else latest
         if row.completes_step and latest is not None:
             last.add(latest)
