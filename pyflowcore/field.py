@@ -75,7 +75,7 @@ class Field:
         """Plan times, float64 of any shape, to the network's times, float64."""
         if self.time is None:
             return t
-        mapped = self.time(t)
+        mapped = self.time(t.clone())
         if not isinstance(mapped, Tensor):
             mapped = torch.as_tensor(mapped, dtype=torch.float64)
         if mapped.shape != t.shape:

@@ -43,8 +43,11 @@ class CFG:
         self, times: Sequence[float | None], batch: int, override: Scale | None = None
     ) -> tuple[list[int], Tensor]:
         """For each evaluation's time (None where a row evaluates nothing) the number of branches that it needs, and the
-        scales, float64 [rows, 1 or batch]; a row with one branch does not read its scale."""
+        scales: one number for all, or float64 [rows, 1 or batch]. A row with one branch does not read its scale."""
         scale = self.scale if override is None else override
+        if isinstance(scale, (int, float)):
+            number = check_number(scale)
+            return [2 if t is not None and number != 1.0 and self._inside(t) else 1 for t in times], number
         if callable(scale):
             lines = [None if t is None or not self._inside(t) else as_scale(scale(t), batch) for t in times]
         else:
@@ -64,6 +67,15 @@ class CFG:
         return self.interval is None or self.interval[0] <= t <= self.interval[1]
 
 
+def check_number(scale: float) -> float:
+    """A guidance scale that is a number."""
+    if isinstance(scale, bool):
+        raise TypeError(f"guidance scale must be a number, one per sample, or a function of t, got {scale!r}")
+    if not math.isfinite(scale):
+        raise ValueError(f"guidance scale must be finite, got {scale!r}")
+    return float(scale)
+
+
 def _is_one(scale: Tensor) -> bool:
     """Whether the unconditional branch is not needed. On a device, looking would stop the host: it is evaluated there."""
     return scale.device.type == "cpu" and bool((scale == 1.0).all())
@@ -71,6 +83,8 @@ def _is_one(scale: Tensor) -> bool:
 
 def as_scale(scale: object, batch: int | None) -> Tensor:
     """A guidance scale as a float64 tensor [1] or [batch]; keeps device and gradient of a tensor."""
+    if isinstance(scale, (int, float)):
+        scale = check_number(scale)
     try:
         values = scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):

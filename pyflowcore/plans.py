@@ -85,6 +85,8 @@ class Plan:
         self.draws: int = core.draws
         self.table: torch.Tensor = torch.from_numpy(core.table())
         self.facts = _facts(self.rows)
+        # Never written, so threads may share it: what maps times copies first.
+        self.row_times = torch.tensor([row.t for row in self.facts], dtype=torch.float64)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able description that leaves out what is at its default."""

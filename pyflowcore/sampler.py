@@ -274,7 +274,7 @@ class Sampler:
                 raise ValueError(
                     "guidance_scale is given, but the sampler has no guidance: Sampler(plan, guidance=pfc.CFG(...))"
                 )
-            if not callable(override):
+            if not callable(override) and not (guided and isinstance(override, (int, float))):
                 as_scale(override, state.shape[0])
         if not guided or self.guidance is None:
             return [1] * len(rows), None
@@ -284,11 +284,13 @@ class Sampler:
             )
             if max(branches) == 1:
                 return branches, None
-            return branches, scales.to(device=state.device, dtype=state.dtype).contiguous()
+            if isinstance(scales, Tensor):
+                return branches, scales.to(device=state.device, dtype=state.dtype).contiguous()
+            return branches, state.new_full((len(rows), 1), scales)
 
     def _times(self, field: Field, state: Tensor, branches: list[int], stacked: bool) -> list[Tensor]:
         """The network's time of every row, computed in float64 and cast once."""
-        mapped = field.map_times(torch.tensor([row.t for row in self.plan.facts], dtype=torch.float64))
+        mapped = field.map_times(self.plan.row_times)
         mapped = mapped.to(device=state.device, dtype=state.dtype)
         if field.time_shape == "scalar":
             return list(mapped.unbind())
