@@ -41,7 +41,7 @@ class CFG:
 
     def rows(
         self, times: Sequence[float | None], batch: int, override: Scale | None = None
-    ) -> tuple[list[int], Tensor]:
+    ) -> tuple[list[int], Tensor | float]:
         """For each evaluation's time (None where a row evaluates nothing) the number of branches that it needs, and the
         scales: one number for all, or float64 [rows, 1 or batch]. A row with one branch does not read its scale."""
         scale = self.scale if override is None else override
