@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip
 TOOLS := $(VENV)/.pyflowcore-tools
 BUILT := $(VENV)/.pyflowcore-built
 NATIVE := CMakeLists.txt $(shell find csrc -type f)
-CPP := $(filter %.hpp %.h %.cpp %.cu %.cuh,$(NATIVE) $(wildcard benchmarks/*.cpp))
+CPP := $(filter %.hpp %.h %.cpp %.cu %.cuh,$(NATIVE) $(wildcard benchmarks/*.cpp python_tests/*.cpp))
 PYTHON_FOLDERS := $(wildcard pyflowcore python_tests benchmarks tools)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .ops.combine import mark_written
 from .plans import Plan
 
 __all__ = ["FunctionalBuffers", "InPlaceBuffers"]
@@ -94,11 +95,14 @@ class InPlaceBuffers:
         """Runs a row with the field's output."""
         y, y_out, inp = self._calls[row]
         # A caller's loop may have gradients on; this trajectory has none.
-        if out is not None and out.requires_grad:
-            out = out.detach()
-        if out2 is not None and out2.requires_grad:
-            out2 = out2.detach()
+        recorded = (out is not None and out.requires_grad) or (out2 is not None and out2.requires_grad)
+        if recorded:
+            out = None if out is None else out.detach()
+            out2 = None if out2 is None else out2.detach()
         _combine_(self.x, y, y_out, inp, self.slots, out, out2, self._guidance, self._seeds, self._table, row)
+        if recorded:
+            # The caller's graph may hold the input that was just overwritten: its backward must fail, not be wrong.
+            mark_written(self.x, y_out, inp, self.slots)
 
     def result(self) -> Tensor:
         """The state, in memory of its own."""
@@ -114,7 +118,8 @@ class FunctionalBuffers:
     ) -> None:  # fmt: skip
         self._plan, self._table, self._guidance, self._seeds = plan, table, guidance, seeds
         self._branches, self._stacked, self._dtype = branches, stacked, dtype
-        self.x, self._y, self._scale = x0, None, 1.0
+        # A copy, so that a field that writes into its input cannot reach the caller's x0.
+        self.x, self._y, self._scale = x0.clone(), None, 1.0
         # A slot that is not written yet is never read; any tensor of the shape stands in for it.
         self._slots = [x0] * plan.slots
 

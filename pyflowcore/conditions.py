@@ -53,6 +53,11 @@ def _like(null: Tensor, value: Tensor, where: str) -> Tensor:
         ) from None
 
 
+def _rebuild(like: Any, values: list[Any]) -> Any:
+    """A list, tuple or named tuple of like's type."""
+    return like._make(values) if hasattr(like, "_make") else type(like)(values)
+
+
 def fill(cond: Any, uncond: Any, where: str = "") -> Any:
     """uncond with its tensors broadcast to the shapes of cond's."""
     if isinstance(cond, Tensor) and isinstance(uncond, Tensor):
@@ -60,8 +65,8 @@ def fill(cond: Any, uncond: Any, where: str = "") -> Any:
     if isinstance(cond, dict) and isinstance(uncond, dict) and cond.keys() == uncond.keys():
         return {key: fill(cond[key], uncond[key], f"{where}[{key!r}]") for key in cond}
     if isinstance(cond, (list, tuple)) and isinstance(uncond, (list, tuple)) and len(cond) == len(uncond):
-        return type(cond)(
-            fill(c, u, f"{where}[{i}]") for i, (c, u) in enumerate(zip(cond, uncond, strict=True))
+        return _rebuild(
+            cond, [fill(c, u, f"{where}[{i}]") for i, (c, u) in enumerate(zip(cond, uncond, strict=True))]
         )
     return uncond
 
@@ -98,8 +103,9 @@ def double(cond: Any, uncond: Any, batch: int, where: str = "") -> Any:
     if isinstance(cond, (list, tuple)):
         if len(cond) != len(uncond):
             raise CannotDouble(f"cond{where} and uncond{where} have different lengths")
-        return type(cond)(
-            double(c, u, batch, f"{where}[{i}]") for i, (c, u) in enumerate(zip(cond, uncond, strict=True))
+        return _rebuild(
+            cond,
+            [double(c, u, batch, f"{where}[{i}]") for i, (c, u) in enumerate(zip(cond, uncond, strict=True))],
         )
     if _equal(cond, uncond):
         return cond

@@ -46,6 +46,10 @@ class Field:
     ) -> None:
         if not callable(net):
             raise TypeError(f"net must be callable as net(x, t, **cond), got {type(net).__name__}")
+        if isinstance(net, Field):
+            raise TypeError(
+                "net is a pfc.Field already: its facts would be lost; pass field.net with the facts that differ"
+            )
         if sign not in (1, -1):
             raise ValueError(f"sign must be +1 or -1, got {sign!r}")
         if time is not None and not callable(time):
@@ -68,6 +72,12 @@ class Field:
     def __call__(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """The prediction at x [B, ...] and t [B] (0 noise, 1 data), sign and time map applied."""
         times = self.map_times(t.double()).to(x.dtype)
+        if self.time_shape == "scalar" and times.dim() > 0:
+            if times.numel() > 1 and not bool((times == times[0]).all()):
+                raise ValueError(
+                    "t must be one time for the whole batch: the network takes a scalar (time_shape='scalar')"
+                )
+            times = times.reshape(-1)[0]
         out = self.net(x if self.dtype is None else x.to(self.dtype), times, **cond)
         return out if self.sign == 1 else -out
 

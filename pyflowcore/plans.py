@@ -78,15 +78,22 @@ class Plan:
         self.prediction: str = core.prediction.name
         self.working: str = core.working.name
         self.times: tuple[float, ...] = tuple(core.times)
-        self.rows: tuple[_core.Row, ...] = tuple(core.rows)
         self.steps: int = core.steps
         self.nfe: int = core.nfe
         self.slots: int = core.slots
         self.draws: int = core.draws
         self.table: torch.Tensor = torch.from_numpy(core.table())
-        self.facts = _facts(self.rows)
+        self.facts = _facts(core.rows)
         # Never written, so threads may share it: what maps times copies first.
         self.row_times = torch.tensor([row.t for row in self.facts], dtype=torch.float64)
+
+    @property
+    def rows(self) -> tuple[_core.Row, ...]:
+        """Copies of the rows: changing one changes nothing here."""
+        return tuple(self._core.rows)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Plan.from_dict, (self.to_dict(),)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able description that leaves out what is at its default."""

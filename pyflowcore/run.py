@@ -67,8 +67,8 @@ def denoise_table(plan: Plan, sign: int) -> Tensor:
     return table
 
 
-def _version_of(x: Tensor) -> int:
-    """Counts the writes to a tensor; tensors of inference mode do not count."""
+def version_of(x: Tensor) -> int:
+    """Counts the writes to a tensor. Inside torch.inference_mode() tensors count none, and writes go unseen."""
     return -1 if x.is_inference() else x._version
 
 
@@ -99,7 +99,7 @@ class Run:
         self.nfe = 0
         self._row = 0
         self._pending: Step | None = None
-        self._version = -1
+        self._versions = -1, -1
         # Called with the row that has just completed a step of the grid.
         self.on_step: Callable[[int], None] | None = None
 
@@ -141,11 +141,9 @@ class Run:
         if self._pending is None:
             row = self._facts[self._row]
             x = self.buffers.inputs(self._row)
-            # Inside torch.inference_mode() tensors count no versions, and what the field writes goes unseen.
-            self._version = -1 if x.is_inference() else x._version
-            self._pending = Step(
-                x, self._times[self._row], row.t, self._branches[self._row], self._row, row.step
-            )
+            time = self._times[self._row]
+            self._versions = version_of(x), version_of(time)
+            self._pending = Step(x, time, row.t, self._branches[self._row], self._row, row.step)
         return self._pending
 
     def step(self, out: Tensor, uncond: Tensor | None = None) -> None:
@@ -178,14 +176,11 @@ class Run:
             self._check_output("uncond", uncond, self._shape, False)
             if uncond.dtype != out.dtype:
                 raise TypeError(f"uncond is {uncond.dtype}, out is {out.dtype}; they must agree")
-        # Writing into the input would change the state unseen.
-        if (
-            self._version >= 0
-            and step.x._version != self._version
-            and isinstance(self.buffers, InPlaceBuffers)
-        ):
+        # Writing into the input would change the state unseen, writing into the time what a second call sees.
+        if (version_of(step.x), version_of(step.time)) != self._versions:
+            name = "x" if version_of(step.x) != self._versions[0] else "time"
             raise ValueError(
-                "the field wrote into its input x, which is the trajectory's own buffer; clone it there"
+                f"the field wrote into its input {name}, which is the trajectory's own buffer; clone it there"
             )
 
     def _check_output(self, name: str, value: Tensor, shape: torch.Size, pair: bool) -> None:

@@ -15,7 +15,7 @@ from .field import Field, as_field
 from .guidance import CFG, Scale, as_scale
 from .ops.randn import randn, seeds_tensor
 from .plans import Plan
-from .run import Run, Trajectory, denoise_table
+from .run import Run, Trajectory, denoise_table, version_of
 
 __all__ = ["Sampler"]
 
@@ -109,7 +109,7 @@ class Sampler:
             dtype: of the state, float32 or float64; default float64 for a float64 x0, else float32.
             enable_grad: gradients through the whole solve (in x0, the field's parameters, cond and the guidance scale).
             callback: ``callback(step, nfe, t, x, denoised)`` once a step, after it: the step from 0, evaluations so far,
-                the time reached, the state there (the trajectory's buffer: clone what you keep), and the data as predicted
+                the time reached, the state there (the buffer itself: read only; clone what you keep), and the data as predicted
                 by the step's last evaluation (None where its prediction does not determine it).
             progress: a tqdm bar.
             return_trajectory: a :class:`Trajectory` with the state at every grid point in place of the samples.
@@ -284,8 +284,17 @@ class Sampler:
             )
             if max(branches) == 1:
                 return branches, None
+            most = torch.finfo(state.dtype).max
             if isinstance(scales, Tensor):
+                if scales.device.type == "cpu" and bool((scales.detach().abs() > most).any()):
+                    raise ValueError(
+                        f"guidance scale must be finite in {state.dtype}, the largest is {most:.3g}"
+                    )
                 return branches, scales.to(device=state.device, dtype=state.dtype).contiguous()
+            if abs(scales) > most:
+                raise ValueError(
+                    f"guidance scale must be finite in {state.dtype}, got {scales}; the largest is {most:.3g}"
+                )
             return branches, state.new_full((len(rows), 1), scales)
 
     def _times(self, field: Field, state: Tensor, branches: list[int], stacked: bool) -> list[Tensor]:
@@ -295,7 +304,8 @@ class Sampler:
         if field.time_shape == "scalar":
             return list(mapped.unbind())
         batch, most = state.shape[0], max(branches) if stacked else 1
-        lines = mapped[:, None].expand(-1, most * batch).contiguous().unbind()
+        # Expanded, not copied: one number a row, however large the batch is.
+        lines = mapped[:, None].expand(-1, most * batch).unbind()
         if not stacked or min(branches) == most:
             return list(lines)
         return [line[: count * batch] for line, count in zip(lines, branches, strict=True)]
@@ -312,7 +322,13 @@ class Sampler:
         def on_step(row: int) -> None:
             index = self.plan.facts[row].step
             if callback is not None:
-                callback(index, run.nfe, self.plan.times[index + 1], run.buffers.x, denoised)
+                x = run.buffers.x
+                before = version_of(x)
+                callback(index, run.nfe, self.plan.times[index + 1], x, denoised)
+                if version_of(x) != before:
+                    raise ValueError(
+                        "callback wrote into x, the trajectory's own buffer; it may read it, or clone it"
+                    )
             if bar is not None:
                 bar.update()
             if return_trajectory:
@@ -322,13 +338,15 @@ class Sampler:
             run.on_step = on_step
         run.advance_silent()
         last = _last_evaluations(self.plan) if table is not None else set()
-        for step in run:
-            out, uncond = evaluate(step)
-            if table is not None and step.row in last:
-                denoised = run.denoised(out, uncond, table)
-            run.step(out, uncond)
-        if bar is not None:
-            bar.close()
+        try:
+            for step in run:
+                out, uncond = evaluate(step)
+                if table is not None and step.row in last:
+                    denoised = run.denoised(out, uncond, table)
+                run.step(out, uncond)
+        finally:
+            if bar is not None:
+                bar.close()
         if return_trajectory:
             return Trajectory(torch.tensor(self.plan.times, dtype=torch.float64), torch.stack(states))
         return run.x
@@ -388,7 +406,20 @@ def _evaluator(
 
         def by_calls(step: Any) -> tuple[Tensor, Tensor | None]:
             out = net(step.x, step.time, **single)
-            return out, net(step.x, step.time, **null) if step.branches == 2 else None
+            if step.branches == 1:
+                return out, None
+            other = net(step.x, step.time, **null)
+            if (
+                isinstance(out, Tensor)
+                and isinstance(other, Tensor)
+                and out.numel()
+                and out.data_ptr() == other.data_ptr()
+            ):
+                raise ValueError(
+                    "the field returned the same memory for both branches, so the second overwrote the first; return new "
+                    "tensors, or use branches='batch'"
+                )
+            return out, other
 
         return by_calls
     return lambda step: (net(step.x, step.time, **single), None)

@@ -90,7 +90,7 @@ def edited(edit):
         (lambda d: d["rows"][1].update(b={"9": 1.0}), "row 1: slot 9"),
         (lambda d: d["rows"][0].update(b={"1": 1.0}), "row 0: slot 1 is read before"),
         (lambda d: d["rows"][1].update(store=0), "row 1: slot 0 is read and written"),
-        (lambda d: d["rows"][1].update(s={"-1": 1.0}), "negative"),
+        (lambda d: d["rows"][1].update(s={"-1": 1.0}), "not in 0 to"),
         (lambda d: d["rows"][1].update(s={str(n): 1.0 for n in range(5)}), "more than 4 different draws"),
         (lambda d: d["rows"][1].update(evaluates=False), "row 1: a row without an evaluation"),
         (lambda d: d["rows"][1].update(a=0.5, a_minus_1=0.5), "they disagree"),

@@ -96,27 +96,28 @@ inline void combine_range(const CombineArgs& args, int64_t begin, int64_t end) {
   const bool per_sample = args.scale != nullptr && args.scale_sample_stride != 0;
   const S* scale = static_cast<const S*>(args.scale);
 
-  int64_t i = begin;
-  while (i < end) {
-    // A segment ends where the guidance scale may change, or the noise buffer is used up.
-    const int64_t sample = per_sample ? i / args.sample : 0;
-    int64_t stop = end;
-    if (per_sample && stop > (sample + 1) * args.sample) stop = (sample + 1) * args.sample;
-    if (row.draws > 0 && stop > i + kChunk) stop = i + kChunk;
-    if (scale)
-      for (int j = 0; j + 1 < args.branches; ++j)
-        m.scale[j] = scale[j * args.scale_branch_stride + sample * args.scale_sample_stride];
+  for (int64_t i = begin; i < end;) {
+    const int64_t chunk_end = row.draws > 0 && end > i + kChunk ? i + kChunk : end;
     m.chunk_begin = i;
     for (int n = 0; n < row.draws; ++n)
-      fill_normals(args.seeds, args.sample, args.stream, row.draw[n].index, i, stop, noise + n * kChunk);
+      fill_normals(args.seeds, args.sample, args.stream, row.draw[n].index, i, chunk_end, noise + n * kChunk);
+    while (i < chunk_end) {
+      // A segment ends where the guidance scale may change.
+      const int64_t sample = per_sample ? i / args.sample : 0;
+      const int64_t last = (sample + 1) * args.sample;
+      const int64_t stop = per_sample && last < chunk_end ? last : chunk_end;
+      if (scale)
+        for (int j = 0; j + 1 < args.branches; ++j)
+          m.scale[j] = scale[j * args.scale_branch_stride + sample * args.scale_sample_stride];
 
-    // Vectors start at multiples of a cache line, which streaming stores need.
-    constexpr int64_t kAlign = 64 / sizeof(uint16_t);
-    const int64_t head = i + (kAlign - i % kAlign) % kAlign;
-    for (; i < stop && i < head; ++i) combine_element<S, kBranches>(row, pass, OneElement<S>{m, i});
-    for (; i + Wide<S>::kSize <= stop; i += Wide<S>::kSize)
-      combine_element<Wide<S>, kBranches>(row, pass, ManyElements<S, kDType>{m, i, args.streaming});
-    for (; i < stop; ++i) combine_element<S, kBranches>(row, pass, OneElement<S>{m, i});
+      // Vectors start at multiples of a cache line, which streaming stores need.
+      constexpr int64_t kAlign = 64 / sizeof(uint16_t);
+      const int64_t head = i + (kAlign - i % kAlign) % kAlign;
+      for (; i < stop && i < head; ++i) combine_element<S, kBranches>(row, pass, OneElement<S>{m, i});
+      for (; i + Wide<S>::kSize <= stop; i += Wide<S>::kSize)
+        combine_element<Wide<S>, kBranches>(row, pass, ManyElements<S, kDType>{m, i, args.streaming});
+      for (; i < stop; ++i) combine_element<S, kBranches>(row, pass, OneElement<S>{m, i});
+    }
   }
   if (args.streaming) finish_streaming();
 }

@@ -9,31 +9,27 @@ namespace {
 
 template <class S>
 inline void interpolate_range(const InterpolateArgs& args, int64_t begin, int64_t end) {
-  constexpr int64_t kPiece = 512;
-  alignas(64) float drawn[kPiece];
-  int64_t i = begin;
-  while (i < end) {
-    const int64_t sample = i / args.sample;
-    int64_t stop = (sample + 1) * args.sample;
-    if (stop > end) stop = end;
-    const double t = args.t_is_double ? static_cast<const double*>(args.t)[sample]
-                                      : static_cast<double>(static_cast<const float*>(args.t)[sample]);
-    const auto c = interpolate_coefficients<S>(args.path, args.prediction, t);
-    while (i < stop) {
-      const int64_t piece_end = i + kPiece < stop ? i + kPiece : stop;
-      const int64_t piece = i;
-      const void* noise = args.noise;
-      DType noise_dtype = args.dtype;
-      int64_t shift = 0;
-      if (noise == nullptr) {
-        fill_normals(args.seeds, args.sample, args.stream, args.draw, i, piece_end, drawn);
-        // Half-precision data takes its noise at float32's precision: the results are rounded once, at the end.
-        noise = drawn;
-        noise_dtype = DType::kFloat32;
-        shift = piece;
-      }
-      using W = Wide<S>;
-      for (; i + W::kSize <= piece_end; i += W::kSize) {
+  constexpr int64_t kChunk = 512;
+  alignas(64) float drawn[kChunk];
+  using W = Wide<S>;
+  for (int64_t i = begin; i < end;) {
+    const int64_t chunk = i;
+    const int64_t chunk_end = end > i + kChunk ? i + kChunk : end;
+    // Noise for a chunk of the batch, whatever the samples are: two-dimensional ones are vectorised too. Half-precision
+    // data takes it at float32's precision: the results are rounded once, at the end.
+    const bool draws = args.noise == nullptr;
+    if (draws) fill_normals(args.seeds, args.sample, args.stream, args.draw, i, chunk_end, drawn);
+    const void* noise = draws ? drawn : args.noise;
+    const DType noise_dtype = draws ? DType::kFloat32 : args.dtype;
+    const int64_t shift = draws ? chunk : 0;
+    while (i < chunk_end) {
+      const int64_t sample = i / args.sample;
+      const int64_t last = (sample + 1) * args.sample;
+      const int64_t stop = last < chunk_end ? last : chunk_end;
+      const double t = args.t_is_double ? static_cast<const double*>(args.t)[sample]
+                                        : static_cast<double>(static_cast<const float*>(args.t)[sample]);
+      const auto c = interpolate_coefficients<S>(args.path, args.prediction, t);
+      for (; i + W::kSize <= stop; i += W::kSize) {
         W data, x0, point, target;
         for (int u = 0; u < W::kUnroll; ++u) {
           data.part[u] = load_native<S>(args.data, args.dtype, i + u * W::kLanes);
@@ -45,7 +41,7 @@ inline void interpolate_range(const InterpolateArgs& args, int64_t begin, int64_
           store_native<S>(args.target, args.dtype, i + u * W::kLanes, target.part[u], false);
         }
       }
-      for (; i < piece_end; ++i) {
+      for (; i < stop; ++i) {
         S point, target;
         interpolate_element<S, S>(c, load_one<S>(args.data, args.dtype, i), load_one<S>(noise, noise_dtype, i - shift),
                                   point, target);

@@ -15,6 +15,9 @@ std::string number(double value) {
   return text;
 }
 
+// Well within the counter's 32 bits, and within float64, in which a table carries it.
+constexpr int kLastDraw = 1 << 30;
+
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
 void check_row(const PlanRow& row, int index, int slots, int steps) {
@@ -25,6 +28,7 @@ void check_row(const PlanRow& row, int index, int slots, int steps) {
     if (!std::isfinite(value)) refuse(where + "a coefficient is not finite");
   if (row.store < -1 || row.store >= slots)
     refuse(where + "store is " + std::to_string(row.store) + ", allowed are -1 to " + std::to_string(slots - 1));
+  if (row.t < 0.0 || row.t > 1.0) refuse(where + "t is " + number(row.t) + ", allowed is [0, 1]");
   if (row.step < 0 || row.step >= steps)
     refuse(where + "step is " + std::to_string(row.step) + ", allowed are 0 to " + std::to_string(steps - 1));
   if (!row.evaluates && (row.b_new != 0.0 || row.e_new != 0.0 || row.store >= 0))
@@ -41,7 +45,8 @@ void check_row(const PlanRow& row, int index, int slots, int steps) {
     }
   for (const auto* draws : {&row.s, &row.r})
     for (const Draw& draw : *draws) {
-      if (draw.index < 0) refuse(where + "draw index " + std::to_string(draw.index) + " is negative");
+      if (draw.index < 0 || draw.index > kLastDraw)
+        refuse(where + "draw index " + std::to_string(draw.index) + " is not in 0 to " + std::to_string(kLastDraw));
       if (!std::isfinite(draw.coefficient)) refuse(where + "a draw's coefficient is not finite");
     }
 }
@@ -116,6 +121,17 @@ void validate(const Plan& plan) {
     if (row.store >= 0) written[static_cast<std::size_t>(row.store)] = true;
   }
   plan.table();  // refuses too many draws
+  // Every step is completed once, in order: callbacks and trajectories count on it.
+  int done = 0;
+  for (std::size_t i = 0; i < plan.rows.size(); ++i) {
+    const PlanRow& row = plan.rows[i];
+    if (row.completes_step && row.step != done)
+      refuse("row " + std::to_string(i) + ": it completes step " + std::to_string(row.step) + ", step " +
+             std::to_string(done) + " is due");
+    done += row.completes_step ? 1 : 0;
+  }
+  if (done != plan.steps())
+    refuse("the rows complete " + std::to_string(done) + " steps, the times have " + std::to_string(plan.steps()));
 }
 
 void check_times(const std::vector<double>& times) {

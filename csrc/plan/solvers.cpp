@@ -20,7 +20,8 @@ const Solver& find_solver(const std::string& name) {
   std::string known;
   for (const Solver& solver : solvers()) {
     if (name == solver.name) return solver;
-    known += (known.empty() ? "" : ", ") + std::string(solver.name);
+    if (!known.empty()) known += ", ";
+    known += solver.name;
   }
   throw std::invalid_argument("solver: unknown name '" + name + "', allowed are " + known);
 }

@@ -147,7 +147,7 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("prediction", &Plan::prediction)
       .def_readonly("working", &Plan::working)
       .def_readonly("times", &Plan::times)
-      .def_readonly("rows", &Plan::rows)
+      .def_property_readonly("rows", [](const Plan& plan) { return plan.rows; })  // copies: a plan does not change
       .def_readonly("slots", &Plan::slots)
       .def_property_readonly("steps", &Plan::steps)
       .def_property_readonly("nfe", &Plan::nfe)

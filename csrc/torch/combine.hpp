@@ -28,6 +28,12 @@ inline const double* row_record(const Tensor& table, int64_t row) {
   const double* rec = static_cast<const double*>(table.const_data_ptr()) + row * record::kWidth;
   for (int i = 0; i < record::kWidth; ++i)
     PFC_CHECK(std::isfinite(rec[i]), "table: row ", row, " has a coefficient that is not finite (column ", i, ")");
+  PFC_CHECK(rec[record::kStore] >= -1.0 && rec[record::kStore] < kMaxSlots, "table: row ", row, " stores into slot ",
+            rec[record::kStore], ", allowed are -1 to ", kMaxSlots - 1);
+  for (int n = 0; n < kMaxDraws; ++n)
+    PFC_CHECK((rec[record::kS + n] == 0.0 && rec[record::kR + n] == 0.0) ||
+                  (rec[record::kDraw + n] >= 0.0 && rec[record::kDraw + n] <= 4294967295.0),
+              "table: row ", row, " names draw ", rec[record::kDraw + n], ", allowed are 0 to 2^32 - 1");
   return rec;
 }
 

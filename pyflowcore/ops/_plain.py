@@ -180,7 +180,8 @@ def _row(
             d = record[_R["q"]] * d
         if record[_R["p"]] != 0.0:
             d = record[_R["p"]] * (x if y is None else y) + d
-        x_sum, y_sum = record[_R["b_new"]] * d, record[_R["e_new"]] * d
+        x_sum = record[_R["b_new"]] * d if record[_R["b_new"]] else x_sum
+        y_sum = record[_R["e_new"]] * d if record[_R["e_new"]] else y_sum
     for k in range(_R["max_slots"]):
         b, e = record[_R["b"] + k], record[_R["e"] + k]
         x_sum = x_sum + b * slots[k] if b else x_sum

@@ -77,6 +77,10 @@ def _check_written(x: Tensor, y_out: Tensor | None, inp: Tensor | None, slots: T
     for name, tensor in (("x", x), ("y_out", y_out), ("inp", inp), ("slots", slots)):
         if tensor is None:
             continue
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name} is written and must not require a gradient: combine has one, combine_ has none"
+            )
         if not tensor.is_contiguous():
             raise ValueError(
                 f"{name} is written and must be contiguous, got strides {tuple(tensor.stride())}"
@@ -98,6 +102,13 @@ def _check_written(x: Tensor, y_out: Tensor | None, inp: Tensor | None, slots: T
                 f"slots has shape {list(slots.shape)}, expected [K, {', '.join(map(str, x.shape))}] with K at most "
                 f"{_R['max_slots']}"
             )
+
+
+def mark_written(*tensors: Tensor | None) -> None:
+    """Tells autograd that these were written, which an operator without a gradient does not do by itself."""
+    if torch.compiler.is_compiling():
+        return  # a compiled function's graph knows the mutation from the schema
+    torch.autograd.graph.increment_version([t for t in tensors if t is not None and not t.is_inference()])
 
 
 def combine_(
@@ -140,6 +151,7 @@ def combine_(
     _check_branches(x, [branch for branch in (out, out2) if branch is not None], guidance, seeds)
     _check_written(x, y_out, inp, slots)
     torch.ops.pyflowcore.combine_(x, y, y_out, inp, slots, out, out2, guidance, seeds, table, row)
+    mark_written(x, y_out, inp, slots)
 
 
 def combine(
@@ -216,7 +228,10 @@ def _guidance_backward(
     ctx: Any, grad: Tensor, guidance: Tensor | None, outs: Sequence[Tensor]
 ) -> tuple[list[Tensor], Tensor | None]:
     """Of out = u + sum_j w_j (c_j - u), the branches being stacked over the outs in order."""
-    batch = max(ctx.batch, 1)
+    if ctx.batch == 0:
+        empty = [torch.zeros(shape, dtype=dtype, device=grad.device) for shape, dtype in ctx.out_shapes]
+        return empty, torch.zeros_like(guidance) if ctx.keep_outs and guidance is not None else None
+    batch = ctx.batch
     counts = [shape[0] // batch for shape, _ in ctx.out_shapes]
     branches = sum(counts)
     shape = (-1,) + (1,) * (ctx.dims - 1)

@@ -109,25 +109,31 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.save_for_backward(t)
     ctx.options = inputs[4:8]
     ctx.noise_given = x0 is not None
+    # An output that nobody used must not meet a coefficient that is infinite.
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad_x_t: Tensor, grad_target: Tensor) -> tuple[Tensor | None, ...]:
+# Targets that do not depend on the data, or not on the noise.
+_NO_DATA = (_NUMBERS["noise"], _NUMBERS["score"])
+_NO_NOISE = (_NUMBERS["data"],)
+
+
+def _backward(ctx: Any, grad_x_t: Tensor | None, grad_target: Tensor | None) -> tuple[Tensor | None, ...]:
     """Both outputs are linear in data and x0, so the operator itself gives its transpose: with x0 = 0 it multiplies by the
     coefficients of the data, with data = 0 by those of the noise."""
     (t,) = ctx.saved_tensors
-    grad_x_t, grad_target = grad_x_t.contiguous(), grad_target.contiguous()
-    zero = torch.zeros_like(grad_x_t)
-    run = torch.ops.pyflowcore.interpolate
+    prediction = ctx.options[3]
 
-    def against(data_side: bool) -> Tensor:
-        def pair(g: Tensor) -> tuple[Tensor, Tensor]:
-            return (
-                run(g, t, zero, None, *ctx.options, 0, 0)
-                if data_side
-                else run(zero, t, g, None, *ctx.options, 0, 0)
-            )
-
-        return pair(grad_x_t)[0] + pair(grad_target)[1]
+    def against(data_side: bool) -> Tensor | None:
+        total: Tensor | None = None
+        for index, grad in ((0, grad_x_t), (1, grad_target)):
+            if grad is None or (index == 1 and prediction in (_NO_DATA if data_side else _NO_NOISE)):
+                continue
+            grad = grad.contiguous()
+            pair = (grad, torch.zeros_like(grad)) if data_side else (torch.zeros_like(grad), grad)
+            part = torch.ops.pyflowcore.interpolate(pair[0], t, pair[1], None, *ctx.options, 0, 0)[index]
+            total = part if total is None else total + part
+        return total
 
     grad_data = against(True) if ctx.needs_input_grad[0] else None
     grad_noise = against(False) if ctx.noise_given and ctx.needs_input_grad[2] else None
