@@ -67,9 +67,9 @@ def test_a_field_that_writes_into_its_time(shape):
         return x
 
     field = pfc.Field(net, time_shape=shape)
-    with pytest.raises((ValueError, RuntimeError), match="wrote into its input time|single memory location"):
+    with pytest.raises((ValueError, RuntimeError), match=r"wrote into its input time|single memory location"):
         pfc.Sampler(PLAN)(field, x0=torch.ones(1, 3))
-    with pytest.raises((ValueError, RuntimeError), match="wrote into its input time|single memory location"):
+    with pytest.raises((ValueError, RuntimeError), match=r"wrote into its input time|single memory location"):
         pfc.Sampler(PLAN)(field, x0=torch.ones(4, 3))
 
 
