@@ -145,6 +145,9 @@ const char* name_of(PathKind kind) {
     case PathKind::kLinear: return "linear";
     case PathKind::kTrigonometric: return "trigonometric";
     case PathKind::kVP: return "vp";
+    case PathKind::kPolynomial: return "polynomial";
+    case PathKind::kLinearVP: return "linear_vp";
+    case PathKind::kVE: return "ve";
   }
   return "unknown";
 }
@@ -157,19 +160,30 @@ Builder::Builder(std::string solver, Path path, Prediction prediction, std::vect
   plan_.times = std::move(times);
 }
 
-Conversion Builder::require(Prediction needed, double t) const {
-  const Conversion k = convert(plan_.prediction, needed, at(t));
+Conversion Builder::conversion(Prediction from, Prediction to, double t) const {
+  const Conversion k = convert(from, to, at(t));
   if (!std::isfinite(k.p) || !std::isfinite(k.q))
-    refuse(
-        "prediction '" + std::string(name_of(plan_.prediction)) + "' does not determine the " + name_of(needed) +
-        " that solver '" + plan_.solver + "' needs at t = " + number(t) + " on the " + name_of(plan_.path.kind) +
-        " path (alpha or sigma vanishes, or its derivative is infinite, there): begin or end the grid inside (0, 1), "
-        "or choose another prediction or solver");
+    refuse("prediction '" + std::string(name_of(from)) + "' does not determine the " + name_of(to) + " that solver '" +
+           plan_.solver + "' needs at t = " + number(t) + " on the " + name_of(plan_.path.kind) +
+           " path (alpha or sigma vanishes, or its derivative is infinite, there): begin or end the grid inside (0, 1), "
+           "or choose another prediction or solver");
   return k;
 }
 
-int Builder::evaluate_at(double t, int step, PlanRow row) {
-  const Conversion k = require(plan_.working, t);
+int Builder::evaluate_at(double t, int step, PlanRow row, Prediction working) {
+  return add_evaluation(t, step, std::move(row), conversion(plan_.prediction, working, t));
+}
+
+int Builder::evaluate_mixture_at(double t, int step, PlanRow row, const Mixture& mixture) {
+  const Conversion k = convert(plan_.prediction, mixture, at(t));
+  if (!std::isfinite(k.p) || !std::isfinite(k.q))
+    refuse("solver '" + plan_.solver + "': its drift is not finite at t = " + number(t) + " on the " +
+           name_of(plan_.path.kind) + " path for a field that predicts the " + name_of(plan_.prediction) +
+           " (the score, or the diffusion w, is infinite there): begin or end the grid inside (0, 1)");
+  return add_evaluation(t, step, std::move(row), k);
+}
+
+int Builder::add_evaluation(double t, int step, PlanRow row, const Conversion& k) {
   row.evaluates = true;
   row.t = t;
   row.step = step;

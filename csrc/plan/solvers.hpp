@@ -2,8 +2,12 @@
 // of solvers.cpp. Nothing else changes: no kernel, no loop, no device code.
 #pragma once
 
+#include <functional>
+#include <limits>
+#include <string>
 #include <vector>
 
+#include "../core/tableau.hpp"
 #include "plan.hpp"
 
 namespace pfc::plan {
@@ -12,6 +16,13 @@ struct SolverOptions {
   // Take the last step in full even if it has a stage at t = 1 (MATHS "Ends"; EDM, Karras et al. 2022, algorithm 1, has
   // the default: first order there).
   bool full_last_step = false;
+  // Multistep methods ramp up through the lower orders by default; or take single-step methods of their own order.
+  bool full_start = false;
+  double eta = 1.0;                       // of the methods that scale their noise by it
+  std::string variant;                    // of the families that have some
+  std::function<double(double)> diffusion;  // w(t) of the interpolant SDEs
+  // Churn (Karras et al. 2022, algorithm 2); noise levels as rho = sigma / alpha.
+  double s_churn = 0.0, s_min = 0.0, s_max = std::numeric_limits<double>::infinity(), s_noise = 1.0;
 };
 
 struct Solver {
@@ -20,6 +31,7 @@ struct Solver {
   int order;
   int stages;  // evaluations of a full step
   void (*fill)(Builder&, const Solver&, const SolverOptions&);
+  bool stochastic = false;
 };
 
 const std::vector<Solver>& solvers();
@@ -32,5 +44,21 @@ Plan build(const std::string& solver, const Path& path, Prediction prediction, c
 void fill_runge_kutta(Builder&, const Solver&, const SolverOptions&);
 void fill_adams_bashforth(Builder&, const Solver&, const SolverOptions&);
 void fill_ddim(Builder&, const Solver&, const SolverOptions&);
+void fill_dpm_solver(Builder&, const Solver&, const SolverOptions&);
+void fill_unipc(Builder&, const Solver&, const SolverOptions&);
+void fill_deis(Builder&, const Solver&, const SolverOptions&);
+void fill_res(Builder&, const Solver&, const SolverOptions&);
+void fill_edm_heun(Builder&, const Solver&, const SolverOptions&);
+void fill_euler_maruyama(Builder&, const Solver&, const SolverOptions&);
+void fill_stochastic_heun(Builder&, const Solver&, const SolverOptions&);
+void fill_euler_ancestral(Builder&, const Solver&, const SolverOptions&);
+void fill_consistency(Builder&, const Solver&, const SolverOptions&);
+
+// A Runge-Kutta step in t whose slots hold `working`; the building block of full-order starts.
+void runge_kutta_step(Builder&, int step, const Tableau&, Prediction working);
+// The single-step start of a multistep method of an order, if the options ask for one; returns the first step left to do.
+int fill_start(Builder&, const SolverOptions&, int order);
+// The integrals over [lo, hi] of the Lagrange basis polynomials on the nodes.
+std::vector<double> lagrange_integrals(const std::vector<double>& nodes, double lo, double hi);
 
 }  // namespace pfc::plan
