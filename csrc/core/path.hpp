@@ -62,8 +62,7 @@ PFC_HD PathPoint evaluate(const Path& path, double t) {
       const double sigma = exact::sqrt((1.0 - t) * (1.0 + t));
       return {t, sigma, 1.0, -t / sigma};
     }
-    case PathKind::kVE:
-      return {1.0, path.a * (1.0 - t), 0.0, -path.a};
+    case PathKind::kVE: return {1.0, path.a * (1.0 - t), 0.0, -path.a};
     case PathKind::kLinear:
     default: return {t, 1.0 - t, 1.0, -1.0};
   }

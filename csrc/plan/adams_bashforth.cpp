@@ -39,7 +39,8 @@ void fill_adams_bashforth(Builder& plan, const Solver& solver, const SolverOptio
     PlanRow row;
     row.completes_step = true;
     for (int j = 0; j < order; ++j)
-      row.b.push_back({j == 0 ? plan.next_prediction() : plan.prediction_at_grid(step - j), weights[static_cast<std::size_t>(j)]});
+      row.b.push_back(
+          {j == 0 ? plan.next_prediction() : plan.prediction_at_grid(step - j), weights[static_cast<std::size_t>(j)]});
     plan.evaluate_at_grid(step, std::move(row));
   }
 }

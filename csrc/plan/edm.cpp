@@ -15,9 +15,9 @@ namespace pfc::plan {
 namespace {
 
 struct Lift {
-  Level level;          // raised
-  double scale = 1.0;   // of the state
-  double noise = 0.0;   // of the draw
+  Level level;         // raised
+  double scale = 1.0;  // of the state
+  double noise = 0.0;  // of the draw
 };
 
 Lift lift(const Builder& plan, const SolverOptions& o, double t) {

@@ -163,10 +163,11 @@ Builder::Builder(std::string solver, Path path, Prediction prediction, std::vect
 Conversion Builder::conversion(Prediction from, Prediction to, double t) const {
   const Conversion k = convert(from, to, at(t));
   if (!std::isfinite(k.p) || !std::isfinite(k.q))
-    refuse("prediction '" + std::string(name_of(from)) + "' does not determine the " + name_of(to) + " that solver '" +
-           plan_.solver + "' needs at t = " + number(t) + " on the " + name_of(plan_.path.kind) +
-           " path (alpha or sigma vanishes, or its derivative is infinite, there): begin or end the grid inside (0, 1), "
-           "or choose another prediction or solver");
+    refuse(
+        "prediction '" + std::string(name_of(from)) + "' does not determine the " + name_of(to) + " that solver '" +
+        plan_.solver + "' needs at t = " + number(t) + " on the " + name_of(plan_.path.kind) +
+        " path (alpha or sigma vanishes, or its derivative is infinite, there): begin or end the grid inside (0, 1), "
+        "or choose another prediction or solver");
   return k;
 }
 
@@ -218,10 +219,17 @@ Plan Builder::finish() && {
       std::vector<Term> older;
       for (const Term& term : terms) {
         if (term.coefficient == 0.0) continue;
-        if (term.id == own)
+        if (term.id == own) {
           fresh += term.coefficient;
+          continue;
+        }
+        // One term per slot: a description names each slot once.
+        const int slot = slot_of[static_cast<std::size_t>(term.id)];
+        const auto same = std::find_if(older.begin(), older.end(), [&](const Term& other) { return other.id == slot; });
+        if (same == older.end())
+          older.push_back({slot, term.coefficient});
         else
-          older.push_back({slot_of[static_cast<std::size_t>(term.id)], term.coefficient});
+          same->coefficient += term.coefficient;
       }
       std::sort(older.begin(), older.end(), [](const Term& x, const Term& y) { return x.id < y.id; });
       terms = std::move(older);

@@ -77,14 +77,17 @@ int fill_start(Builder& plan, const SolverOptions& options, int order) {
   if (!options.full_start || order < 2) return 0;
   if (order > 4) throw std::logic_error("no single-step start of order " + std::to_string(order));
   const Tableau* const method[] = {&kMidpoint, &kHeun3, &kRK4};
-  // Leaving an infinite lambda, the prediction there is of no use to the steps after it.
-  const int steps = order - 1 + (level_of(plan.path(), plan.times()[0]).finite() ? 0 : 1);
-  for (int step = 0; step < steps && step < plan.steps(); ++step) {
+  // Leaving an infinite lambda, the prediction there is of no use to the steps after it, unless it is the velocity.
+  const bool useful = plan.working() == Prediction::kVelocity || level_of(plan.path(), plan.times()[0]).finite();
+  const int steps = order - 1 + (useful ? 0 : 1);
+  int step = 0;
+  // A step into an infinite lambda is left to the method itself, which takes it by its own rule for the end.
+  for (; step < steps && step < plan.steps() && level_of(plan.path(), plan.times()[step + 1]).finite(); ++step) {
     const bool finite = level_of(plan.path(), plan.times()[step]).finite();
     plan.mark_grid(step);
     runge_kutta_step(plan, step, *method[order - 2], finite ? plan.working() : Prediction::kVelocity);
   }
-  return std::min(steps, plan.steps());
+  return step;
 }
 
 }  // namespace pfc::plan

@@ -16,11 +16,11 @@ namespace pfc::plan {
 namespace {
 
 double diffusion_at(const SolverOptions& options, double t) {
-  if (!options.diffusion) throw std::invalid_argument("diffusion: this solver needs w(t)");
   const double w = options.diffusion(t);
   if (!(std::isfinite(w) && w >= 0.0))
-    throw std::invalid_argument("diffusion: w(" + std::to_string(t) + ") is " + std::to_string(w) +
-                                ", it must be finite and not negative; begin or end the grid inside (0, 1) where it is not");
+    throw std::invalid_argument(
+        "diffusion: w(" + std::to_string(t) + ") is " + std::to_string(w) +
+        ", it must be finite and not negative; begin or end the grid inside (0, 1) where it is not");
   return w;
 }
 
@@ -31,6 +31,18 @@ Mixture drift(const Builder& plan, double t, double w) {
 }
 
 }  // namespace
+
+std::function<double(double)> named_diffusion(const Path& path, const std::string& name) {
+  constexpr double kPi = 2.0 * exact::kHalfPi;
+  if (name == "constant") return [](double) { return 1.0; };
+  if (name == "sigma") return [path](double t) { return evaluate(path, t).sigma; };
+  if (name == "sigma/alpha") return [path](double t) { return level_of(path, t).rho; };
+  if (name == "cosine") return [](double t) { return 0.25 * std::pow(std::cos(kPi * t) + 1.0, 2); };
+  // sin(pi t) is not 0 at the rounded pi, and w must be 0 at t = 1, where the score is infinite.
+  if (name == "sine") return [](double t) { return t == 1.0 ? 0.0 : std::pow(std::sin(kPi * t), 2); };
+  throw std::invalid_argument("diffusion: unknown name '" + name +
+                              "', allowed are constant, sigma, sigma/alpha, cosine, sine, or a function of t");
+}
 
 void fill_euler_maruyama(Builder& plan, const Solver&, const SolverOptions& options) {
   for (int step = 0; step < plan.steps(); ++step) {
@@ -78,7 +90,7 @@ void fill_euler_ancestral(Builder& plan, const Solver&, const SolverOptions& opt
     const Level now = level_of(plan.path(), plan.times()[step]);
     const Level next = level_of(plan.path(), plan.times()[step + 1]);
     const double sigma_down = next.sigma * (1.0 + options.eta * (next.sigma / now.sigma - 1.0));
-    const Level down = next.sigma == 0.0
+    const Level down = next.sigma == 0.0 || options.eta == 0.0
                            ? next
                            : level_of(plan.path(), find_time(plan.path(), next.t, 1.0, -sigma_down,
                                                              [](const Level& level) { return -level.sigma; }));

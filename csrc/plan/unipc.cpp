@@ -3,10 +3,12 @@
 //   x' = (sigma'/sigma) x - alpha' (e^z - 1) D_i - alpha' B sum_k rho_k (D_{i-k} - D_i) / r_k,
 // the corrector with r = 1, the new prediction, added. rho solves sum_k rho_k r_k^{j-1} = z phi_{j+1}(z) j! / B, for the
 // variants B = z (bh1) and B = e^z - 1 (bh2). As in the paper rho = 1/2 where one coefficient is left.
+// Predictor and corrector start from the same x and scale it alike, so the corrected state is the predicted one plus a
+// combination of predictions. The state of the plan is therefore the predicted one: a row adds the correction of the step
+// before and predicts the next, and the point of every evaluation is the state itself, on the grid.
 // The variant "vary_coeff" of public code falls to order 1 and is not offered.
 #include <algorithm>
 #include <cmath>
-#include <stdexcept>
 
 #include "level.hpp"
 #include "phi.hpp"
@@ -17,7 +19,7 @@ namespace pfc::plan {
 namespace {
 
 struct Step {
-  double a, a_minus_1;
+  double a = 1.0, a_minus_1 = 0.0;
   double made = 0.0;           // weight of the prediction at the step's end (corrector)
   std::vector<double> weight;  // of D_i, D_{i-1}, ...
 };
@@ -85,42 +87,30 @@ Step make_step(const std::vector<Level>& level, int i, int order, bool corrector
 }  // namespace
 
 void fill_unipc(Builder& plan, const Solver& solver, const SolverOptions& options) {
-  if (options.variant != "" && options.variant != "bh1" && options.variant != "bh2")
-    throw std::invalid_argument("variant: unipc knows bh1 and bh2, got '" + options.variant + "'");
   const bool bh1 = options.variant == "bh1";
   const int order = solver.order;
   plan.work_in(Prediction::kData);
   std::vector<Level> level;
   for (double t : plan.times()) level.push_back(level_of(plan.path(), t));
   // The corrector gains an order, so a full-order start has order + 1.
-  const int start = options.full_start ? fill_start(plan, options, order + 1) : 0;
+  const int start = fill_start(plan, options, order + 1);
+  Step made;  // the prediction that x is, until this evaluation corrects it
   for (int i = start; i < plan.steps(); ++i) {
     PlanRow row;
     const int own = plan.next_prediction();
     const auto grid = [&](int step) { return step == i ? own : plan.prediction_at_grid(step); };
+    Step step = make_step(level, i, std::min(order, i + 1), false, bh1);
+    row.a = step.a;
+    row.a_minus_1 = step.a_minus_1;
+    for (std::size_t k = 0; k < step.weight.size(); ++k)
+      row.b.push_back({grid(i - static_cast<int>(k)), step.weight[k]});
     if (i > start) {
       const Step corrector = make_step(level, i - 1, std::min(order, i), true, bh1);
-      row.a = corrector.a;
-      row.a_minus_1 = corrector.a_minus_1;
-      row.b.push_back({own, corrector.made});
+      row.b.push_back({own, step.a * corrector.made});
       for (std::size_t k = 0; k < corrector.weight.size(); ++k)
-        row.b.push_back({grid(i - 1 - static_cast<int>(k)), corrector.weight[k]});
+        row.b.push_back({grid(i - 1 - static_cast<int>(k)), step.a * (corrector.weight[k] - made.weight[k])});
     }
-    const Step predictor = make_step(level, i, std::min(order, i + 1), false, bh1);
-    row.c = predictor.a;
-    row.c_minus_1 = predictor.a_minus_1;
-    for (std::size_t k = 0; k < predictor.weight.size(); ++k)
-      row.e.push_back({grid(i - static_cast<int>(k)), predictor.weight[k]});
-    // The prediction is the best there is at the step's end until the next evaluation corrects it, and the answer at the
-    // last: then y is the state.
-    if (i + 1 == plan.steps()) {
-      for (Term& term : row.b) term.coefficient *= row.c;
-      for (const Term& term : row.e) row.b.push_back(term);
-      row.e.clear();
-      row.a_minus_1 = row.a * row.c_minus_1 + row.a_minus_1;
-      row.a *= row.c;
-      row.set_c(1.0);
-    }
+    made = std::move(step);
     row.completes_step = true;
     plan.evaluate_at_grid(i, std::move(row));
   }
