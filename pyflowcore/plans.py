@@ -224,7 +224,8 @@ def plan(
         steps: the number of steps; or
         nfe: a number of evaluations of the field: as many steps as fit into it. ``plan.nfe`` says how many it takes. With an
             array of times as the grid neither is needed.
-        grid: ``pfc.grids.uniform()`` (default), ``pfc.grids.shifted(3.0)``, or a strictly increasing array of times in [0, 1].
+        grid: ``pfc.grids.uniform()`` (default), ``pfc.grids.shifted(3.0)`` or another of ``pfc.grids``, or a strictly
+            increasing array of times in [0, 1].
         path, prediction: as the field's.
         last: "default" takes the last step first order if the solver has a stage at t = 1 (Heun, RK4), where exact fields are
             singular, as EDM does (Karras et al. 2022, algorithm 1); "full" takes it in full. Solvers in
@@ -254,7 +255,7 @@ def plan(
     if last not in ("default", "full"):
         raise ValueError(f"last must be 'default' or 'full', got {last!r}")
     chosen = grids.get(grid)
-    core_path, kind = paths.get(path)._core, prediction_kind(prediction)
+    on, kind = paths.get(path), prediction_kind(prediction)
 
     options = _options(
         order=order, variant=variant, start=start, eta=eta, diffusion=diffusion, s_churn=s_churn, s_min=s_min, s_max=s_max,
@@ -262,14 +263,14 @@ def plan(
     )  # fmt: skip
 
     def build(count: int) -> _core.Plan:
-        return _core.build_plan(solver, core_path, kind, chosen.times(count), last == "full", options)
+        return _core.build_plan(solver, on._core, kind, chosen.times_on(on, count), last == "full", options)
 
-    if isinstance(chosen, grids.Times):
+    if (fixed := chosen.fixed_steps) is not None:
         if nfe is not None:
             raise ValueError(
                 "nfe cannot be asked for when the grid is an array of times: its length says the steps"
             )
-        return Plan(build(len(chosen.values) - 1 if steps is None else steps))
+        return Plan(build(fixed if steps is None else steps))
     if (steps is None) == (nfe is None):
         raise ValueError(
             f"exactly one of steps and nfe must be given, got {'neither' if steps is None else 'both'}"

@@ -126,6 +126,17 @@ PYBIND11_MODULE(_core, m) {
 
   m.def("uniform_grid", &uniform_grid, py::arg("steps"));
   m.def("shift_grid", &shift_grid, py::arg("times"), py::arg("shift"));
+  m.def("terminal_grid", &terminal_grid, py::arg("times"), py::arg("level"));
+  m.def("karras_grid", &karras_grid, py::arg("steps"), py::arg("rho"), py::arg("least"), py::arg("most"));
+  m.def("karras_rho_grid", &karras_rho_grid, py::arg("path"), py::arg("steps"), py::arg("rho"), py::arg("least"),
+        py::arg("most"));
+  m.def("exponential_grid", &exponential_grid, py::arg("steps"), py::arg("least"), py::arg("most"));
+  m.def("beta_grid", &beta_grid, py::arg("steps"), py::arg("a"), py::arg("b"));
+  m.def("logit_normal_grid", &logit_normal_grid, py::arg("steps"), py::arg("mean"), py::arg("scale"));
+  m.def("linear_quadratic_grid", &linear_quadratic_grid, py::arg("steps"), py::arg("threshold"),
+        py::arg("linear_steps"));
+  m.def("cosine_grid", &cosine_grid, py::arg("steps"));
+  m.def("lambda_grid", &lambda_grid, py::arg("path"), py::arg("steps"), py::arg("lo"), py::arg("hi"), py::arg("whole"));
   m.def("check_times", &check_times, py::arg("times"));
 
   py::class_<Term>(m, "Term")
