@@ -51,7 +51,7 @@ def test_values(solver):
         c, u = field(conditions["cond"]["y"])(x, t), field(conditions["uncond"]["y"])(x, t)
         return u + scale * (c - u) if 0.2 <= t <= 0.6 else c
 
-    wanted = executor.run(plan.to_dict(), guided, x0.numpy())[-1]
+    wanted = executor.run(plan.to_dict(), guided, x0.numpy(), executor.plan_noise(range(3), (4,)))[-1]
     found = sample(Net(), pfc.CFG(scale[:, 0].tolist(), (0.2, 0.6)), plan, x0=x0, shape=None, **conditions)
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-12, atol=1e-12)
 
