@@ -4,47 +4,19 @@ p - 0.3. The plans run in the NumPy executor; test_plan_rows.py has the Sampler 
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import pytest
 
 import pyflowcore as pfc
-from reference import catalogue, executor, fields
+from reference import catalogue, executor, orders
 from reference import paths as reference
-
-# Step counts that leave errors between 1e-11 and 1e-4 or thereabouts.
-STEPS = {1: (250, 500), 2: (160, 320), 3: (100, 200), 4: (80, 160), 5: (30, 60), 8: (12, 24)}
-# The error constants of these are small at first, so that the slope settles late.
-LATE = {
-    "ab4": (300, 600), "unipc-3-bh1": (400, 800), "unipc-3-bh2": (400, 800), "deis-3-rho": (150, 300),
-    "deis-4-rho": (200, 400), "deis-4-logrho": (300, 600),
-}  # fmt: skip
-
-
-@functools.cache
-def problem(path):
-    times = reference.lambda_grid(path, 4)
-    mixture = fields.Mixture(path, [-2.0, 1.0], [0.5, 0.3], [0.4, 0.6])
-    x0 = np.linspace(-1.2, 1.2, 33)
-    return mixture, x0, mixture.flow(x0, times[0], times[-1])
-
-
-def errors_of(path, solver, options, counts):
-    mixture, x0, exact = problem(path)
-    errors = []
-    for steps in counts:
-        plan = pfc.plan(solver, grid=reference.lambda_grid(path, steps), path=path, **options)
-        found = executor.run(plan.to_dict(), mixture.of("velocity"), x0)[-1]
-        errors.append(np.abs(found - exact).max())
-    return errors, np.log2(errors[0] / errors[1])
 
 
 @pytest.mark.parametrize("path", reference.EVERY)
 @pytest.mark.parametrize("name", catalogue.DETERMINISTIC)
 def test_order(path, name):
     solver, options, order = catalogue.DETERMINISTIC[name]
-    errors, slope = errors_of(path, solver, options, LATE.get(name, STEPS[order]))
+    errors, slope = orders.measure(path, solver, options, orders.counts_of(name))
     assert 1e-11 < errors[1] < (5e-4 if order > 1 else 7e-3), errors
     assert slope >= order - 0.3, (slope, errors)
 
@@ -53,7 +25,7 @@ def test_order(path, name):
 @pytest.mark.parametrize("name", catalogue.RAMPED)
 def test_order_of_a_ramp(path, name):
     solver, options, order = catalogue.RAMPED[name]
-    errors, slope = errors_of(path, solver, options, (160, 320))
+    errors, slope = orders.measure(path, solver, options, (160, 320))
     assert slope >= order - 0.3, (slope, errors)
 
 
@@ -61,13 +33,13 @@ def test_order_of_a_ramp(path, name):
 def test_a_ramp_keeps_the_error_of_its_first_step(name):
     """The reason why there is another start: the order stops at 2 (3 for UniPC) on fine grids."""
     solver, options, order = catalogue.RAMPED[name]
-    errors, slope = errors_of("linear", solver, options, (1000, 2000))
+    errors, slope = orders.measure("linear", solver, options, (1000, 2000))
     assert slope < order + 0.35, (slope, errors)
 
 
 def test_a_solver_without_noise_is_its_deterministic_kin():
     """eta = 0 is DPM-Solver++(2M) and DDIM, w = 0 Euler and Heun: the same solution to rounding."""
-    mixture, x0, _ = problem("vp")
+    mixture, x0, _ = orders.problem("vp")
     grid = reference.lambda_grid("vp", 12)
 
     def solve(solver, **options):
