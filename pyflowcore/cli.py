@@ -1,4 +1,4 @@
-"""The command line: ``pyflowcore sample | train | demo | info``. A mistake is one readable line and exit status 2."""
+"""The command line: ``pyflowcore sample | train | demo | plan | info``. A mistake is one readable line and exit status 2."""
 
 from __future__ import annotations
 
@@ -154,6 +154,31 @@ def demo(arguments: argparse.Namespace) -> None:
         )
 
 
+def plan(arguments: argparse.Namespace) -> None:
+    """``pyflowcore plan``: a solver's table of coefficients, or the list of solvers."""
+    import pyflowcore as pfc
+
+    if arguments.solver is None:
+        for name, summary in pfc.solvers().items():
+            print(f"{name:16s}{summary}")
+        return
+    names = ("order", "variant", "start", "eta", "diffusion", "s_churn", "s_min", "s_max", "s_noise")
+    options = {name: getattr(arguments, name) for name in names}
+    if arguments.steps is None and arguments.nfe is None:
+        raise ValueError("one of --steps and --nfe must be given")
+    built = pfc.plan(
+        arguments.solver,
+        arguments.steps,
+        nfe=arguments.nfe,
+        grid=None if arguments.shift is None else pfc.grids.shifted(arguments.shift),
+        path=arguments.path,
+        prediction=arguments.prediction,
+        last=arguments.last,
+        **options,
+    )
+    print(built.to_json(indent=2) if arguments.json else built)
+
+
 def info(arguments: argparse.Namespace) -> None:
     """``pyflowcore info``: versions, backends, libraries."""
     import pyflowcore as pfc
@@ -201,6 +226,29 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--quick", action="store_true", help="seconds instead of minutes, and no quality")
     command.add_argument("--quiet", action="store_true", help="no progress bars")
     command.set_defaults(run=demo)
+
+    command = commands.add_parser(
+        "plan", help="a solver's table of coefficients; without a solver, their list"
+    )
+    command.add_argument("solver", nargs="?", help="such as unipc")
+    command.add_argument("--steps", type=int, help="steps of the grid; or")
+    command.add_argument("--nfe", type=int, help="evaluations of the network, at most")
+    command.add_argument("--shift", type=float, help="of the noise level (default: none)")
+    command.add_argument("--path", default="linear", help="default linear")
+    command.add_argument("--prediction", default="velocity", help="of the network (default velocity)")
+    command.add_argument("--last", default="default", help="default or full")
+    for option, kind in (
+        ("order", int),
+        ("variant", str),
+        ("start", str),
+        ("eta", float),
+        ("diffusion", str),
+    ):
+        command.add_argument(f"--{option}", type=kind, help="where the solver takes it")
+    for option in ("s-churn", "s-min", "s-max", "s-noise"):
+        command.add_argument(f"--{option}", type=float, help="of edm_heun")
+    command.add_argument("--json", action="store_true", help="as JSON, for pyflowcore.Plan.from_json")
+    command.set_defaults(run=plan)
 
     command = commands.add_parser("info", help="versions, backends, libraries")
     command.add_argument("--json", action="store_true", help="as JSON")

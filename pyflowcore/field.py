@@ -23,7 +23,7 @@ class Field:
         net: any callable ``net(x, t, **cond) -> Tensor`` of x's shape; a ``torch.nn.Module`` for instance.
         prediction: what it predicts: "velocity", "data", "noise", "score" or "v" (v = alpha noise - sigma data, Salimans &
             Ho 2022).
-        path: the path it was trained on: "linear", "trigonometric", "vp" or a ``pfc.paths.Path``.
+        path: the path it was trained on: "linear", "trigonometric", "vp" or another of ``pfc.paths``, by name or object.
         sign: -1 if it predicts the negative of that, as networks do that were trained with time running from data to noise.
         time: the map from t (0 noise, 1 data; a float64 tensor) to the time that the network wants, for instance
             ``lambda t: 1000 * (1 - t)``. Computed in float64 and cast once, to the state's dtype. Default: t itself.

@@ -6,7 +6,7 @@ The builders live in ``csrc/plan``; here a plan gets its Python face: printing, 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -242,22 +242,45 @@ def plan(
     path: str | paths.Path = "linear",
     prediction: str = "velocity",
     last: str = "default",
+    order: int | None = None,
+    variant: str | None = None,
+    start: str | None = None,
+    eta: float | None = None,
+    diffusion: str | float | Callable[[float], float] | None = None,
+    s_churn: float | None = None,
+    s_min: float | None = None,
+    s_max: float | None = None,
+    s_noise: float | None = None,
 ) -> Plan:
     """Builds a plan.
 
     Args:
-        solver: "euler", "midpoint", "heun", "rk4", "ab2" or "ddim"; see :func:`solvers`.
+        solver: a name; :func:`solvers` lists them.
         steps: the number of steps; or
         nfe: a number of evaluations of the field: as many steps as fit into it. ``plan.nfe`` says how many it takes. With an
             array of times as the grid neither is needed.
-        grid: ``pfc.grids.uniform()`` (default), ``pfc.grids.shifted(3.0)``, or a strictly increasing array of times in [0, 1].
+        grid: ``pfc.grids.uniform()`` (default), ``pfc.grids.shifted(3.0)`` or another of ``pfc.grids``, or a strictly
+            increasing array of times in [0, 1].
         path, prediction: as the field's.
         last: "default" takes the last step first order if the solver has a stage at t = 1 (Heun, RK4), where exact fields are
-            singular, as EDM does (Karras et al. 2022, algorithm 1); "full" takes it in full.
+            singular, as EDM does (Karras et al. 2022, algorithm 1); "full" takes it in full. Solvers in
+            lambda = log(alpha / sigma), which is infinite there, are of first order on that step whatever is asked.
+        order: of "unipc" (1 to 3, default 2), "deis" (1 to 4, default 3) and "res" (2 or 3, default 2).
+        variant: "bh2" (default) or "bh1" of "unipc"; "rho" (default) or "logrho" (as diffusers has it) of "deis".
+        start: of the multistep solvers (ab1 to ab4, dpmpp_2m, dpmpp_3m, unipc, deis). "ramp" (default) begins with lower
+            orders, which costs no evaluation and keeps the first step's error; "single" begins with Runge-Kutta steps of full
+            order, whose evaluations ``plan.nfe`` counts.
+        eta: scale of the noise, default 1: of "dpmpp_2m_sde" (0 is dpmpp_2m) and "euler_ancestral" (0 to 1; 0 is DDIM).
+        diffusion: w(t) >= 0 of "euler_maruyama" and "stochastic_heun", which integrate dx = (v + w/2 score) dt + sqrt(w) dW:
+            "sigma" (default), "sigma/alpha" (infinite where alpha = 0), "constant" (1), "cosine" (cos(pi t) + 1)^2 / 4, "sine"
+            sin(pi t)^2, a number, or a function of t. SiT's ``diffusion`` (Ma et al. 2024) is w / 2.
+        s_churn, s_min, s_max, s_noise: of "edm_heun" (Karras et al. 2022, algorithm 2); s_churn = 0 (default) adds no noise.
+            s_min and s_max are noise levels sigma / alpha, default 0 and infinity; s_noise defaults to 1.
 
     Raises:
-        TypeError, ValueError: an unknown solver (the message lists the known ones), steps <= 0, a grid that does not increase,
-            a prediction that the path does not determine at a time of the grid.
+        TypeError, ValueError: an unknown solver (the message lists the known ones), an option that the solver does not take or
+            a value that it does not allow, steps <= 0, a grid that does not increase, a prediction that the path does not
+            determine at a time of the grid.
     """
     if not isinstance(solver, str):
         raise TypeError(f"solver must be a name, got {type(solver).__name__}")
@@ -267,17 +290,22 @@ def plan(
     if last not in ("default", "full"):
         raise ValueError(f"last must be 'default' or 'full', got {last!r}")
     chosen = grids.get(grid)
-    core_path, kind = paths.get(path)._core, prediction_kind(prediction)
+    on, kind = paths.get(path), prediction_kind(prediction)
+
+    options = _options(
+        order=order, variant=variant, start=start, eta=eta, diffusion=diffusion, s_churn=s_churn, s_min=s_min, s_max=s_max,
+        s_noise=s_noise,
+    )  # fmt: skip
 
     def build(count: int) -> _core.Plan:
-        return _core.build_plan(solver, core_path, kind, chosen.times(count), last == "full")
+        return _core.build_plan(solver, on._core, kind, chosen.times_on(on, count), last == "full", options)
 
-    if isinstance(chosen, grids.Times):
+    if (fixed := chosen.fixed_steps) is not None:
         if nfe is not None:
             raise ValueError(
                 "nfe cannot be asked for when the grid is an array of times: its length says the steps"
             )
-        return Plan(build(len(chosen.values) - 1 if steps is None else steps))
+        return Plan(build(fixed if steps is None else steps))
     if (steps is None) == (nfe is None):
         raise ValueError(
             f"exactly one of steps and nfe must be given, got {'neither' if steps is None else 'both'}"
@@ -285,6 +313,42 @@ def plan(
     if steps is not None:
         return Plan(build(steps))
     return Plan(_fit(build, nfe, solver))
+
+
+def _options(**given: Any) -> dict[str, Any]:
+    """The solver's options that were given, of the right types; their values are the core's to check."""
+    options = {name: value for name, value in given.items() if value is not None}
+    for name, value in options.items():
+        number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+        if name == "order":
+            if not (number and isinstance(value, (int, np.integer))):
+                raise TypeError(f"order must be an integer, got {type(value).__name__}")
+            if value < 1:
+                raise ValueError(f"order must be a positive integer, got {value}")
+            options[name] = int(value)
+        elif name in ("variant", "start"):
+            if not isinstance(value, str):
+                raise TypeError(f"{name} must be a name, got {type(value).__name__}")
+            if name == "start" and value not in ("ramp", "single"):
+                raise ValueError(f"start must be 'ramp' or 'single', got {value!r}")
+        elif name == "diffusion":
+            options[name] = _diffusion(value, number)
+        elif not number:
+            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        else:
+            options[name] = float(value)
+    return options
+
+
+def _diffusion(value: Any, number: bool) -> str | Callable[[float], float]:
+    if isinstance(value, str):
+        return value
+    if number:
+        constant = float(value)
+        return lambda t: constant
+    if not callable(value):
+        raise TypeError(f"diffusion must be a name, a number or a function of t, got {type(value).__name__}")
+    return lambda t: float(value(t))
 
 
 def _fit(build: Any, nfe: int | None, solver: str) -> _core.Plan:
@@ -295,9 +359,11 @@ def _fit(build: Any, nfe: int | None, solver: str) -> _core.Plan:
         raise ValueError(f"nfe must be a positive integer, got {nfe}")
     stages = next(entry["stages"] for entry in _core.solvers() if entry["name"] == solver)
     steps = max(1, nfe // stages)
-    best = build(steps)
-    if best.nfe > nfe:
-        raise ValueError(f"nfe is {nfe}, but one step of {solver} takes {best.nfe}")
+    # The number of evaluations grows with that of the steps; full-order starts take more than `stages` a step.
+    while (best := build(steps)).nfe > nfe:
+        if steps == 1:
+            raise ValueError(f"nfe is {nfe}, but one step of {solver} takes {best.nfe}")
+        steps -= 1
     while (more := build(steps + 1)).nfe <= nfe:
         steps, best = steps + 1, more
     return best

@@ -252,7 +252,9 @@ class Sampler:
         if batch is not None and batch != count:
             raise ValueError(f"batch is {batch}, seeds has {count} entries")
         keys = self._seeds(seeds, count, device)
-        return randn(keys, shape or (), dtype=dtype or torch.float32), keys
+        noise = randn(keys, shape or (), dtype=dtype or torch.float32)
+        scale = self.plan.path.noise_scale
+        return noise if scale == 1.0 else noise * scale, keys
 
     @staticmethod
     def _seeds(seeds: Tensor | None, batch: int, device: torch.device | str | None) -> Tensor:

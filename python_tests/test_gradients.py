@@ -93,8 +93,8 @@ def test_through_a_solve_of_ten_steps(solver, branches):
             return torch.tanh(x * weight) * (1 - t[:, None]) + y
 
         return sampler(
-            net, x0=x0, cond={"y": y}, uncond={"y": torch.zeros(2, 1, dtype=torch.float64)}, guidance_scale=scale,
-            enable_grad=True,
+            net, x0=x0, seeds=SEEDS, cond={"y": y}, uncond={"y": torch.zeros(2, 1, dtype=torch.float64)},
+            guidance_scale=scale, enable_grad=True,
         )  # fmt: skip
 
     for scale in (torch.tensor(2.5, dtype=torch.float64), torch.tensor([2.5, 0.5], dtype=torch.float64)):

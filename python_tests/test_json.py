@@ -11,20 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyflowcore as pfc
-from reference import stochastic
+from reference import catalogue, stochastic
 
 FIXED = settings(derandomize=True, max_examples=80, deadline=None)
 
 
 @given(
-    solver=st.sampled_from(sorted(pfc.solvers())),
+    case=st.sampled_from(sorted(catalogue.EVERY)),
     path=st.sampled_from(["linear", "trigonometric", "vp"]),
     prediction=st.sampled_from(["velocity", "data", "noise", "v"]),
     times=st.lists(st.floats(0.001, 0.999), min_size=2, max_size=12, unique=True),
 )
 @FIXED
-def test_round_trip_to_the_bit(solver, path, prediction, times):
-    plan = pfc.plan(solver, grid=sorted(times), path=path, prediction=prediction)
+def test_round_trip_to_the_bit(case, path, prediction, times):
+    solver, options = catalogue.EVERY[case]
+    plan = pfc.plan(solver, grid=sorted(times), path=path, prediction=prediction, **options)
     again = pfc.Plan.from_json(plan.to_json())
     assert again == plan
     assert hash(again) == hash(plan)

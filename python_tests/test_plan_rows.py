@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pyflowcore as pfc
-from reference import executor, fields, stochastic
+from reference import catalogue, executor, fields, stochastic
 from reference import paths as reference
 from reference.torch_fields import as_net
 
@@ -21,14 +21,18 @@ def sampled(plan, x0, seeds=None, **options):
 
 
 @pytest.mark.parametrize("path", reference.NAMES)
-@pytest.mark.parametrize("solver", sorted(pfc.solvers()))
+@pytest.mark.parametrize("name", catalogue.EVERY)
 @pytest.mark.parametrize("prediction", fields.PREDICTIONS)
-def test_built_plans(path, solver, prediction):
+def test_built_plans(path, name, prediction):
+    solver, options = catalogue.EVERY[name]
     exact = fields.Mixture(path, [-2.0, 1.0], [0.5, 0.3], [0.4, 0.6]).of(prediction)
-    plan = pfc.plan(solver, grid=np.array([0.03, 0.1, 0.3, 0.35, 0.8, 0.9]), path=path, prediction=prediction)
+    grid = np.array([0.03, 0.1, 0.3, 0.35, 0.8, 0.9])
+    plan = pfc.plan(solver, grid=grid, path=path, prediction=prediction, **options)
     x0 = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 5)))
-    states = executor.run(plan.to_dict(), exact, x0.numpy())
-    found = pfc.Sampler(plan)(pfc.Field(as_net(exact), prediction, path), x0=x0, return_trajectory=True)
+    states = executor.run(plan.to_dict(), exact, x0.numpy(), executor.plan_noise(SEEDS[:2], (5,)))
+    found = pfc.Sampler(plan)(
+        pfc.Field(as_net(exact), prediction, path), x0=x0, seeds=SEEDS[:2], return_trajectory=True
+    )
     np.testing.assert_array_equal(found.times.numpy(), plan.times)
     np.testing.assert_allclose(found.states.numpy(), [x0.numpy(), *states], rtol=1e-12, atol=1e-12)
 

@@ -34,7 +34,7 @@ def guided(**options):
 
 CASES = {
     # plans and grids
-    "unknown solver": (lambda: pfc.plan("eulr", 4), ["solver", "'eulr'", "euler, midpoint, heun, rk4, ab2, ddim"]),
+    "unknown solver": (lambda: pfc.plan("eulr", 4), ["solver", "'eulr'", "euler, midpoint, heun, ralston2"]),
     "solver no name": (lambda: pfc.plan(4, 4), ["solver", "int"]),
     "no steps": (lambda: pfc.plan("euler"), ["steps", "nfe", "neither"]),
     "steps and nfe": (lambda: pfc.plan("euler", 3, nfe=3), ["steps", "nfe", "both"]),

@@ -6,11 +6,14 @@ import pytest
 import torch
 
 import pyflowcore as pfc
-from reference import stochastic
+from reference import catalogue, stochastic
 from reference.torch_fields import drift
 
 GRID = [0.0, 0.1, 0.3, 0.35, 0.7, 1.0]
 PLANS = {name: pfc.plan(name, grid=GRID) for name in pfc.solvers()}
+PLANS |= {
+    name: pfc.plan(solver, grid=GRID, **options) for name, (solver, options) in catalogue.FROM_ZERO.items()
+}
 PLANS |= {
     name: pfc.Plan.from_dict(stochastic.describe(name, torch.linspace(0.1, 0.9, 6).double().numpy()))
     for name in stochastic.BUILDERS

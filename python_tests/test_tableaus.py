@@ -39,14 +39,16 @@ def conditions(a, b):
 @pytest.mark.parametrize("tableau", _core.tableaus(), ids=lambda tableau: tableau["name"])
 def test_order_conditions(tableau):
     a, b, c = (np.array(tableau[k]) for k in ("a", "b", "c"))
-    np.testing.assert_allclose(a.sum(1), c, atol=1e-15)
+    # Rounded coefficients keep a sum to a rounding of its largest terms.
+    size = max(1.0, np.abs(a).sum(1).max())
+    np.testing.assert_allclose(a.sum(1), c, atol=1e-15 * size, rtol=0)
     assert np.all(np.triu(a) == 0)
     for order, left, right in conditions(a, b):
         if order <= tableau["order"]:
-            assert left == pytest.approx(right, abs=1e-15)
-    # The order is stated no lower than it is.
+            assert left == pytest.approx(right, abs=1e-15 * size, rel=0)
+    # The order is stated no lower than it is; above 5 the measured order of convergence says so (test_orders.py).
     above = [abs(left - right) for order, left, right in conditions(a, b) if order == tableau["order"] + 1]
-    assert max(above) > 1e-3
+    assert max(above, default=1.0) > 1e-3
 
 
 def test_the_conditions_know_a_method_of_order_five():

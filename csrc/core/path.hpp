@@ -10,9 +10,9 @@
 
 namespace pfc {
 
-enum class PathKind : int { kLinear = 0, kTrigonometric = 1, kVP = 2 };
+enum class PathKind : int { kLinear = 0, kTrigonometric = 1, kVP = 2, kPolynomial = 3, kLinearVP = 4, kVE = 5 };
 
-// kind and its parameters; VP: a = beta_min, b = beta_max.
+// kind and its parameters; VP: a = beta_min, b = beta_max; polynomial: a = n; VE: a = sigma_max.
 struct Path {
   PathKind kind = PathKind::kLinear;
   double a = 0.0;
@@ -48,6 +48,21 @@ PFC_HD PathPoint evaluate(const Path& path, double t) {
       // sigma' = -alpha^2 beta / (2 sigma) has no finite value at t = 1, where sigma = 0: minus infinity, as it is.
       return {alpha, sigma, alpha * half_beta, -alpha * alpha * half_beta / sigma};
     }
+    case PathKind::kPolynomial: {
+      double power = 1.0;  // t^(n - 1)
+      double sum = 1.0;    // 1 + t + ... + t^(n - 1): sigma without cancellation near t = 1
+      for (int i = 1; i < static_cast<int>(path.a); ++i) {
+        power = power * t;
+        sum = sum + power;
+      }
+      const double slope = path.a * power;
+      return {power * t, (1.0 - t) * sum, slope, -slope};
+    }
+    case PathKind::kLinearVP: {
+      const double sigma = exact::sqrt((1.0 - t) * (1.0 + t));
+      return {t, sigma, 1.0, -t / sigma};
+    }
+    case PathKind::kVE: return {1.0, path.a * (1.0 - t), 0.0, -path.a};
     case PathKind::kLinear:
     default: return {t, 1.0 - t, 1.0, -1.0};
   }

@@ -29,13 +29,16 @@ struct Conversion {
   double p, q;
 };
 
-PFC_HD Conversion convert(Prediction from, Prediction to, const PathPoint& c) {
-  if (from == to) return {0.0, 1.0};
+// `to` may be any mixture: the drift of an SDE is one too.
+PFC_HD Conversion convert(Prediction from, const Mixture& to, const PathPoint& c) {
   const Mixture f = mixture(from, c);
-  const Mixture g = mixture(to, c);
-  // Solve p (alpha, sigma) + q (f.data, f.noise) = (g.data, g.noise).
+  // Solve p (alpha, sigma) + q (f.data, f.noise) = (to.data, to.noise).
   const double det = c.alpha * f.noise - c.sigma * f.data;
-  return {(g.data * f.noise - g.noise * f.data) / det, (c.alpha * g.noise - c.sigma * g.data) / det};
+  return {(to.data * f.noise - to.noise * f.data) / det, (c.alpha * to.noise - c.sigma * to.data) / det};
+}
+
+PFC_HD Conversion convert(Prediction from, Prediction to, const PathPoint& c) {
+  return from == to ? Conversion{0.0, 1.0} : convert(from, mixture(to, c), c);
 }
 
 }  // namespace pfc

@@ -1,14 +1,12 @@
 // Adams-Bashforth with variable steps: the velocity is extrapolated by its Lagrange polynomial through the last grid
-// points and integrated over the step. The start ramps up through the lower orders.
+// points and integrated over the step. The start ramps up through the lower orders, or is made of single steps of full order.
 #include <algorithm>
 
 #include "solvers.hpp"
 
 namespace pfc::plan {
 
-namespace {
-
-// The integrals over [lo, hi] of the Lagrange basis polynomials on the nodes, by expanding each in powers of (t - lo).
+// By expanding each polynomial in powers of (t - lo).
 std::vector<double> lagrange_integrals(const std::vector<double>& nodes, double lo, double hi) {
   std::vector<double> weights;
   for (std::size_t i = 0; i < nodes.size(); ++i) {
@@ -32,18 +30,18 @@ std::vector<double> lagrange_integrals(const std::vector<double>& nodes, double 
   return weights;
 }
 
-}  // namespace
-
-void fill_adams_bashforth(Builder& plan, const Solver& solver, const SolverOptions&) {
-  for (int step = 0; step < plan.steps(); ++step) {
+void fill_adams_bashforth(Builder& plan, const Solver& solver, const SolverOptions& options) {
+  for (int step = fill_start(plan, options, solver.order); step < plan.steps(); ++step) {
     const int order = std::min(solver.order, step + 1);
     std::vector<double> nodes;
     for (int j = 0; j < order; ++j) nodes.push_back(plan.times()[step - j]);
     const std::vector<double> weights = lagrange_integrals(nodes, plan.times()[step], plan.times()[step + 1]);
     PlanRow row;
     row.completes_step = true;
-    for (int j = 0; j < order; ++j) row.b.push_back({plan.next_prediction() - j, weights[static_cast<std::size_t>(j)]});
-    plan.evaluate_at(plan.times()[step], step, std::move(row));
+    for (int j = 0; j < order; ++j)
+      row.b.push_back(
+          {j == 0 ? plan.next_prediction() : plan.prediction_at_grid(step - j), weights[static_cast<std::size_t>(j)]});
+    plan.evaluate_at_grid(step, std::move(row));
   }
 }
 

@@ -161,6 +161,9 @@ const char* name_of(PathKind kind) {
     case PathKind::kLinear: return "linear";
     case PathKind::kTrigonometric: return "trigonometric";
     case PathKind::kVP: return "vp";
+    case PathKind::kPolynomial: return "polynomial";
+    case PathKind::kLinearVP: return "linear_vp";
+    case PathKind::kVE: return "ve";
   }
   return "unknown";
 }
@@ -173,19 +176,31 @@ Builder::Builder(std::string solver, Path path, Prediction prediction, std::vect
   plan_.times = std::move(times);
 }
 
-Conversion Builder::require(Prediction needed, double t) const {
-  const Conversion k = convert(plan_.prediction, needed, at(t));
+Conversion Builder::conversion(Prediction from, Prediction to, double t) const {
+  const Conversion k = convert(from, to, at(t));
   if (!std::isfinite(k.p) || !std::isfinite(k.q))
     refuse(
-        "prediction '" + std::string(name_of(plan_.prediction)) + "' does not determine the " + name_of(needed) +
-        " that solver '" + plan_.solver + "' needs at t = " + number(t) + " on the " + name_of(plan_.path.kind) +
+        "prediction '" + std::string(name_of(from)) + "' does not determine the " + name_of(to) + " that solver '" +
+        plan_.solver + "' needs at t = " + number(t) + " on the " + name_of(plan_.path.kind) +
         " path (alpha or sigma vanishes, or its derivative is infinite, there): begin or end the grid inside (0, 1), "
         "or choose another prediction or solver");
   return k;
 }
 
-int Builder::evaluate_at(double t, int step, PlanRow row) {
-  const Conversion k = require(plan_.working, t);
+int Builder::evaluate_at(double t, int step, PlanRow row, Prediction working) {
+  return add_evaluation(t, step, std::move(row), conversion(plan_.prediction, working, t));
+}
+
+int Builder::evaluate_mixture_at(double t, int step, PlanRow row, const Mixture& mixture) {
+  const Conversion k = convert(plan_.prediction, mixture, at(t));
+  if (!std::isfinite(k.p) || !std::isfinite(k.q))
+    refuse("solver '" + plan_.solver + "': its drift is not finite at t = " + number(t) + " on the " +
+           name_of(plan_.path.kind) + " path for a field that predicts the " + name_of(plan_.prediction) +
+           " (the score, or the diffusion w, is infinite there): begin or end the grid inside (0, 1)");
+  return add_evaluation(t, step, std::move(row), k);
+}
+
+int Builder::add_evaluation(double t, int step, PlanRow row, const Conversion& k) {
   row.evaluates = true;
   row.t = t;
   row.step = step;
@@ -220,10 +235,17 @@ Plan Builder::finish() && {
       std::vector<Term> older;
       for (const Term& term : terms) {
         if (term.coefficient == 0.0) continue;
-        if (term.id == own)
+        if (term.id == own) {
           fresh += term.coefficient;
+          continue;
+        }
+        // One term per slot: a description names each slot once.
+        const int slot = slot_of[static_cast<std::size_t>(term.id)];
+        const auto same = std::find_if(older.begin(), older.end(), [&](const Term& other) { return other.id == slot; });
+        if (same == older.end())
+          older.push_back({slot, term.coefficient});
         else
-          older.push_back({slot_of[static_cast<std::size_t>(term.id)], term.coefficient});
+          same->coefficient += term.coefficient;
       }
       std::sort(older.begin(), older.end(), [](const Term& x, const Term& y) { return x.id < y.id; });
       terms = std::move(older);

@@ -72,15 +72,33 @@ class Builder {
   PathPoint at(double t) const { return evaluate(plan_.path, t); }
   const Path& path() const { return plan_.path; }
   Prediction prediction() const { return plan_.prediction; }
+  Prediction working() const { return plan_.working; }
 
   // Sets the kind of prediction that the solver's coefficients multiply; before the first row.
   void work_in(Prediction working) { plan_.working = working; }
 
   // Throws unless the field's prediction determines `needed` at time t, naming what vanishes there.
-  Conversion require(Prediction needed, double t) const;
-  // A row that evaluates the field at time t; the conversion from the field's prediction is filled in. Returns the
-  // number of its prediction. b and e of the row may name any prediction made so far, its own included.
-  int evaluate_at(double t, int step, PlanRow row);
+  Conversion require(Prediction needed, double t) const { return conversion(plan_.prediction, needed, t); }
+  // The same between any two predictions.
+  Conversion conversion(Prediction from, Prediction to, double t) const;
+  // A row that evaluates the field at time t; the conversion from the field's prediction to the working one, or to one of
+  // the row's own, is filled in. Returns the number of its prediction. b and e of the row may name any prediction made
+  // so far, its own included.
+  int evaluate_at(double t, int step, PlanRow row) { return evaluate_at(t, step, std::move(row), plan_.working); }
+  int evaluate_at(double t, int step, PlanRow row, Prediction working);
+  // The same for a prediction that is not one of the five: data * x1 + noise * x0, the drift of an SDE for instance.
+  int evaluate_mixture_at(double t, int step, PlanRow row, const Mixture& mixture);
+  // The evaluation at the grid point times[step], remembered for prediction_at_grid.
+  int evaluate_at_grid(int step, PlanRow row) {
+    mark_grid(step);
+    return evaluate_at(times()[step], step, std::move(row));
+  }
+  // The next evaluation is the one at the grid point times[step].
+  void mark_grid(int step) {
+    at_grid_.resize(static_cast<std::size_t>(step) + 1, -1);
+    at_grid_.back() = predictions_;
+  }
+  int prediction_at_grid(int step) const { return at_grid_.at(static_cast<std::size_t>(step)); }
   // The number that the next evaluation will have.
   int next_prediction() const { return predictions_; }
   // A row without an evaluation.
@@ -94,6 +112,9 @@ class Builder {
  private:
   Plan plan_;
   int predictions_ = 0;
+  std::vector<int> at_grid_;
+
+  int add_evaluation(double t, int step, PlanRow row, const Conversion& conversion);
 };
 
 // Throws std::invalid_argument unless there are at least two finite times in [0, 1] that increase strictly.

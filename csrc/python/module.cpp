@@ -1,5 +1,6 @@
 // _core: plans, paths, grids, tableaus and build information for Python. No torch header, so it depends on CPython
 // alone.
+#include <pybind11/functional.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -66,6 +67,27 @@ py::dict describe_tableau(const Tableau& tableau) {
   return result;
 }
 
+// Every option is one of the solver's, or refused by name.
+SolverOptions solver_options(const Solver& solver, const Path& path, const py::dict& given) {
+  SolverOptions options;
+  for (const auto& [key, value] : given) {
+    const std::string name = py::cast<std::string>(key);
+    check_option(solver, name);
+    if (name == "order") options.order = py::cast<int>(value);
+    if (name == "variant") options.variant = py::cast<std::string>(value);
+    if (name == "start") options.full_start = py::cast<std::string>(value) == "single";
+    if (name == "eta") options.eta = py::cast<double>(value);
+    if (name == "s_churn") options.s_churn = py::cast<double>(value);
+    if (name == "s_min") options.s_min = py::cast<double>(value);
+    if (name == "s_max") options.s_max = py::cast<double>(value);
+    if (name == "s_noise") options.s_noise = py::cast<double>(value);
+    if (name == "diffusion")
+      options.diffusion = py::isinstance<py::str>(value) ? named_diffusion(path, py::cast<std::string>(value))
+                                                         : py::cast<std::function<double(double)>>(value);
+  }
+  return options;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -74,7 +96,10 @@ PYBIND11_MODULE(_core, m) {
   py::enum_<PathKind>(m, "PathKind")
       .value("linear", PathKind::kLinear)
       .value("trigonometric", PathKind::kTrigonometric)
-      .value("vp", PathKind::kVP);
+      .value("vp", PathKind::kVP)
+      .value("polynomial", PathKind::kPolynomial)
+      .value("linear_vp", PathKind::kLinearVP)
+      .value("ve", PathKind::kVE);
   py::enum_<Prediction>(m, "Prediction")
       .value("velocity", Prediction::kVelocity)
       .value("data", Prediction::kData)
@@ -101,6 +126,17 @@ PYBIND11_MODULE(_core, m) {
 
   m.def("uniform_grid", &uniform_grid, py::arg("steps"));
   m.def("shift_grid", &shift_grid, py::arg("times"), py::arg("shift"));
+  m.def("terminal_grid", &terminal_grid, py::arg("times"), py::arg("level"));
+  m.def("karras_grid", &karras_grid, py::arg("steps"), py::arg("rho"), py::arg("least"), py::arg("most"));
+  m.def("karras_rho_grid", &karras_rho_grid, py::arg("path"), py::arg("steps"), py::arg("rho"), py::arg("least"),
+        py::arg("most"));
+  m.def("exponential_grid", &exponential_grid, py::arg("steps"), py::arg("least"), py::arg("most"));
+  m.def("beta_grid", &beta_grid, py::arg("steps"), py::arg("a"), py::arg("b"));
+  m.def("logit_normal_grid", &logit_normal_grid, py::arg("steps"), py::arg("mean"), py::arg("scale"));
+  m.def("linear_quadratic_grid", &linear_quadratic_grid, py::arg("steps"), py::arg("threshold"),
+        py::arg("linear_steps"));
+  m.def("cosine_grid", &cosine_grid, py::arg("steps"));
+  m.def("lambda_grid", &lambda_grid, py::arg("path"), py::arg("steps"), py::arg("lo"), py::arg("hi"), py::arg("whole"));
   m.def("check_times", &check_times, py::arg("times"));
 
   py::class_<Term>(m, "Term")
@@ -157,8 +193,13 @@ PYBIND11_MODULE(_core, m) {
   m.def(
       "build_plan",
       [](const std::string& solver, const Path& path, Prediction prediction, const std::vector<double>& times,
-         bool full_last_step) { return build(solver, path, prediction, times, {full_last_step}); },
-      py::arg("solver"), py::arg("path"), py::arg("prediction"), py::arg("times"), py::arg("full_last_step") = false);
+         bool full_last_step, const py::dict& given) {
+        SolverOptions options = solver_options(find_solver(solver), path, given);
+        options.full_last_step = full_last_step;
+        return build(solver, path, prediction, times, options);
+      },
+      py::arg("solver"), py::arg("path"), py::arg("prediction"), py::arg("times"), py::arg("full_last_step") = false,
+      py::arg("options") = py::dict());
   m.def("solvers", [] {
     py::list names;
     for (const Solver& solver : solvers()) {
@@ -167,6 +208,11 @@ PYBIND11_MODULE(_core, m) {
       entry["summary"] = solver.summary;
       entry["order"] = solver.order;
       entry["stages"] = solver.stages;
+      entry["stochastic"] = solver.stochastic;
+      entry["options"] = solver.options;
+      entry["variants"] = solver.variants;
+      entry["orders"] = solver.max_order ? py::make_tuple(solver.min_order, solver.max_order)
+                                         : py::make_tuple(solver.order, solver.order);
       names.append(entry);
     }
     return names;

@@ -57,7 +57,7 @@ inline InterpolateCall prepare_interpolate(const Tensor& data, const Tensor& t, 
                                            int64_t prediction, int64_t stream, int64_t draw) {
   PFC_CHECK(data.dim() >= 1, "data must have a batch dimension, got a scalar");
   PFC_CHECK(x0.has_value() != seeds.has_value(), "exactly one of x0 and seeds must be given");
-  PFC_CHECK(path >= 0 && path <= static_cast<int>(PathKind::kVP), "path is ", path, ", not a known kind");
+  PFC_CHECK(path >= 0 && path <= static_cast<int>(PathKind::kVE), "path is ", path, ", not a known kind");
   PFC_CHECK(prediction >= 0 && prediction <= static_cast<int>(Prediction::kV), "prediction is ", prediction,
             ", not a known kind");
   const Place place(data);

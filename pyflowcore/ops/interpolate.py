@@ -55,7 +55,7 @@ def interpolate(
         t: [B], float32 or float64, in [0, 1]; a time outside gives NaN.
         x0: the noise, as data; or
         seeds: one integer per sample: x0 is then ``randn(seeds, ..., stream=stream, draw=draw)``.
-        path: "linear", "trigonometric", "vp" or a ``pfc.paths.Path``.
+        path: "linear", "trigonometric", "vp" or another of ``pfc.paths``, by name or object.
         prediction: "velocity" alpha' x1 + sigma' x0 (Lipman et al. 2023), "data" x1, "noise" x0 (Ho et al. 2020),
             "score" -x0 / sigma (Song et al. 2021), "v" alpha x0 - sigma x1 (Salimans & Ho 2022).
 
