@@ -79,15 +79,17 @@ struct ManyElements {
   PFC_INLINE void set_point(W y) const {
     if (m.args->point_out) store(m.args->point_out, y, streaming);
     if (m.in_scale != S(1)) y = m.in_scale * y;
-    if (m.args->copies == 0) return;
-    for (int u = 0; u < W::kUnroll; ++u)
-      store_native<S>(m.args->inp, dtype(m.args->inp_dtype), i + u * W::kLanes, y.part[u], streaming, m.args->copies,
-                      m.numel);
+    for (int64_t c = 0; c < m.args->copies; c += 2)
+      for (int u = 0; u < W::kUnroll; ++u)
+        store_pair<S>(m.args->inp, dtype(m.args->inp_dtype), c * m.numel + i + u * W::kLanes, y.part[u], streaming,
+                      c + 1 < m.args->copies, m.numel);
   }
 };
 
 template <class S, int kBranches, int kDType>
-inline void combine_range(const CombineArgs& args, int64_t begin, int64_t end) {
+inline void combine_range(const CombineArgs& given, int64_t begin, int64_t end) {
+  // A copy whose address stays here: the stores below cannot change it, so its pointers stay in registers.
+  const CombineArgs args = given;
   const Row<S> row = decode_row<S>(args.record);
   const Pass pass{args.branches, row.changes_state() || args.x_out != args.x,
                   args.point_out != nullptr || args.copies > 0, args.keep != nullptr, row.point_is_state()};

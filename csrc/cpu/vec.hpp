@@ -161,14 +161,10 @@ PFC_INLINE void finish_streaming() {
 #endif
 }
 
-// `value` cast once and stored `copies` times, `stride` elements apart.
-template <class S>
-PFC_INLINE void store_native(void* base, DType dtype, int64_t i, const typename Wide<S>::Native& value, bool streaming,
-                             int64_t copies = 1, int64_t stride = 0) {
+// Calls put(pointer, cast value) with `value` cast to the dtype of memory.
+template <class S, class Put>
+PFC_INLINE void cast_native(void* base, DType dtype, const typename Wide<S>::Native& value, const Put& put) {
   using W = Wide<S>;
-  const auto put = [&](auto* to, const auto& cast) {
-    for (int64_t c = 0; c < copies; ++c) store_bytes(to + i + c * stride, cast, streaming);
-  };
   switch (dtype) {
     case DType::kFloat32: return put(static_cast<float*>(base), __builtin_convertvector(value, typename W::Float));
     case DType::kFloat64: {
@@ -182,6 +178,22 @@ PFC_INLINE void store_native(void* base, DType dtype, int64_t i, const typename 
     default:
       return put(static_cast<uint16_t*>(base), narrow_float16<S>(__builtin_convertvector(value, typename W::Float)));
   }
+}
+
+template <class S>
+PFC_INLINE void store_native(void* base, DType dtype, int64_t i, const typename Wide<S>::Native& value,
+                             bool streaming) {
+  cast_native<S>(base, dtype, value, [&](auto* to, const auto& cast) { store_bytes(to + i, cast, streaming); });
+}
+
+// The same for one or two copies, `stride` elements apart: the usual numbers of branches, without a loop.
+template <class S>
+PFC_INLINE void store_pair(void* base, DType dtype, int64_t i, const typename Wide<S>::Native& value, bool streaming,
+                           bool second, int64_t stride) {
+  cast_native<S>(base, dtype, value, [&](auto* to, const auto& cast) {
+    store_bytes(to + i, cast, streaming);
+    if (second) store_bytes(to + i + stride, cast, streaming);
+  });
 }
 
 template <class S>

@@ -9,8 +9,8 @@ namespace {
 // From this footprint on, buffers that are only written bypass the cache: measured in docs/notes/combine.md.
 constexpr int64_t kStreamingBytes = int64_t{6} << 20;
 // The least that is worth a thread of its own, in units: a pass over memory, or one that makes noise. Waking a second thread
-// costs what one thread needs for some 60 K elements that lie in its cache (docs/notes/combine.md).
-constexpr int64_t kGrainUnits = 64, kNoiseGrainUnits = 8;
+// pays from some 64 K elements on where cores are idle (docs/notes/combine.md).
+constexpr int64_t kGrainUnits = 32, kNoiseGrainUnits = 8;
 
 int64_t bytes_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 
