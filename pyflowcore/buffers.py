@@ -83,6 +83,12 @@ class InPlaceBuffers:
             self._calls.append((None if at_state else here, kept, target))
             at_state = row.point_is_state
 
+        self._result = self.x
+        if not self.owns_x:
+            # The samples get memory of their own from the last row, whose point is the state, and not by a copy after it.
+            self._result = torch.empty_like(self.x, memory_format=torch.contiguous_format)
+            self._calls[-1] = (None, self._result, None)
+
     def inputs(self, row: int) -> Tensor:
         """The field's input for a row: [B, ...] or stacked [J B, ...]."""
         return self._input[row]
@@ -105,8 +111,8 @@ class InPlaceBuffers:
             mark_written(self.x, y_out, inp, self.slots)
 
     def result(self) -> Tensor:
-        """The state, in memory of its own."""
-        return self.x if self.owns_x else self.x.clone()
+        """The samples, once the last row has run; in memory of their own."""
+        return self._result
 
 
 class FunctionalBuffers:
