@@ -39,27 +39,22 @@ class InPlaceBuffers:
         cast = dtype != x0.dtype or any(row.in_scale != 1.0 for row in rows)
         self.slots = x0.new_empty((plan.slots, *x0.shape)) if plan.slots else None
         stack = x0.new_empty((most * batch, *x0.shape[1:]), dtype=dtype) if cast or most > 1 else None
-        if stack is None:
-            self.x = x0.clone(memory_format=torch.contiguous_format)
-            y = torch.empty_like(self.x) if moves else None
-        elif not cast and not moves:
-            self.x = stack[:batch]
-            self.x.copy_(x0)
-            y = None
-        else:
-            self.x = x0.clone(memory_format=torch.contiguous_format)
-            y = torch.empty_like(self.x) if cast and moves else None
-        self.owns_x = stack is None or self.x.dtype != stack.dtype or self.x.data_ptr() != stack.data_ptr()
+        # The state is the first part of the stack.
+        shared = stack is not None and not cast and not moves
         if stack is not None:
             for part in stack.split(batch) if batch else ():
-                if self.owns_x or part.data_ptr() != self.x.data_ptr():
-                    part.copy_(self.x)
+                part.copy_(x0)
+        if shared and stack is not None:
+            self.x, y = stack[:batch], None
+        else:
+            self.x = x0.clone(memory_format=torch.contiguous_format)
+            y = torch.empty_like(self.x) if moves and (stack is None or cast) else None
 
         counts = {1, *branches} if stacked else {1}
         # Views are made once for each number of branches: rows share them.
         heads = {} if stack is None else {n: stack[: n * batch] for n in counts}
         targets: dict[int, Tensor | None] = dict(heads)
-        if not self.owns_x:
+        if shared:
             targets = {n: head[batch:] if n > 1 else None for n, head in heads.items()}
         self._input: list[Tensor] = []
         self._calls: list[tuple[Tensor | None, Tensor | None, Tensor | None]] = []
@@ -84,7 +79,7 @@ class InPlaceBuffers:
             at_state = row.point_is_state
 
         self._result = self.x
-        if not self.owns_x:
+        if shared:
             # The samples get memory of their own from the last row, whose point is the state, and not by a copy after it.
             self._result = torch.empty_like(self.x, memory_format=torch.contiguous_format)
             self._calls[-1] = (None, self._result, None)

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 import pyflowcore as pfc
+from pyflowcore.ops.randn import STREAMS
 
-NOISE_STREAM, TIME_STREAM, DROP_STREAM, ORDER_STREAM = 3, 4, 5, 6
+NOISE_STREAM, TIME_STREAM, DROP_STREAM, ORDER_STREAM = (
+    STREAMS[use] for use in ("training", "training_time", "label_drop", "data_order")
+)
 
 TimeSampler = Callable[[Tensor, int], Tensor]
 """(seeds [B] int64, draw) -> times [B] float64 in (0, 1)."""
