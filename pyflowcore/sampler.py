@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _core, conditions
-from ._library import PyflowcoreWarning
+from . import _core, branches, conditions
 from .field import Field, as_field
-from .guidance import CFG, Scale, as_scale
-from .ops.randn import randn, seeds_tensor
+from .guidance import CFG, Scale
+from .initial import count_of, initial_state, seeds_once
 from .plans import Plan
 from .run import Run, Trajectory, denoise_table, version_of
 
@@ -67,7 +65,7 @@ class Sampler:
         if field is not None:
             self._check_field(facts)
         run = self._start(
-            facts, x0=x0, shape=shape, seeds=_seeds_once(seeds), batch=batch, guided=self.guidance is not None,
+            facts, x0=x0, shape=shape, seeds=seeds_once(seeds), batch=batch, guided=self.guidance is not None,
             guidance_scale=guidance_scale, device=device, dtype=dtype, enable_grad=enable_grad, stacked=False,
         )  # fmt: skip
         run.advance_silent()
@@ -123,9 +121,9 @@ class Sampler:
         facts = as_field(field)
         self._check_field(facts)
         cond, uncond, shared = _mapping(cond, "cond"), _mapping(uncond, "uncond"), _mapping(shared, "shared")
-        guided = self._guided(cond, uncond)
+        guided = branches.guided(self.guidance, cond, uncond)
         seeds_have_device = isinstance(seeds, Tensor)
-        seeds = _seeds_once(seeds)
+        seeds = seeds_once(seeds)
         if both := sorted(set(cond) & set(shared)):
             raise ValueError(f"shared and cond both have {', '.join(both)}")
         if x0 is None and seeds is None and batch is None:
@@ -135,15 +133,15 @@ class Sampler:
         if device is None and x0 is None and not seeds_have_device:
             device = facts.device()
         count = len(x0) if isinstance(x0, Tensor) and x0.dim() else None
-        doubled, split = self._conditions(
-            cond, uncond, guided, count if count is not None else _count(seeds, batch)
+        doubled, split = branches.batches(
+            self.branches, cond, uncond, guided, count if count is not None else count_of(seeds, batch)
         )
         run = self._start(
             facts, x0=x0, shape=shape, seeds=seeds, batch=batch, guided=guided, guidance_scale=guidance_scale,
             device=device, dtype=dtype, enable_grad=enable_grad, stacked=doubled is not None,
             keep_points=callback is not None,
         )  # fmt: skip
-        evaluate = _evaluator(facts, doubled, cond, split, shared)
+        evaluate = branches.evaluator(facts, doubled, cond, split, shared)
         with torch.set_grad_enabled(enable_grad):
             return self._drive(run, facts, evaluate, callback, progress, return_trajectory)
 
@@ -156,161 +154,37 @@ class Sampler:
         if field.path != self.plan.path:
             raise ValueError(f"path: the plan is for {self.plan.path}, the field was trained on {field.path}")
 
-    def _guided(self, cond: dict[str, Any], uncond: dict[str, Any]) -> bool:
-        """Whether there are two branches to guide between."""
-        if self.guidance is None:
-            return False
-        if not cond and not uncond:
-            warnings.warn(
-                "guidance was asked for, but neither cond nor uncond: both branches are one evaluation, so it has no effect",
-                PyflowcoreWarning,
-                stacklevel=3,
-            )
-            return False
-        if cond and not uncond:
-            raise ValueError(
-                "uncond is missing: guidance needs the unconditional branch's arguments beside cond's"
-            )
-        conditions.check_keys(cond, uncond)
-        return True
-
-    def _conditions(
-        self, cond: dict[str, Any], uncond: dict[str, Any], guided: bool, batch: int | None
-    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        """(the doubled condition, None) or (None, the unconditional one for a call of its own)."""
-        if not guided:
-            return None, None
-        filled = {key: conditions.fill(cond[key], uncond[key], f"[{key!r}]") for key in cond}
-        if self.branches == "calls" or batch is None:
-            return None, filled
-        try:
-            return {k: conditions.double(cond[k], filled[k], batch, f"[{k!r}]") for k in cond}, None
-        except conditions.CannotDouble as reason:
-            warnings.warn(
-                f"the two branches are evaluated by two calls, not as one doubled batch: {reason}; Sampler(..., "
-                "branches='calls') asks for that",
-                PyflowcoreWarning,
-                stacklevel=3,
-            )
-            return None, filled
-
     def _start(
         self, field: Field, *, x0: Tensor | None, shape: Sequence[int] | None, seeds: Tensor | None,
         batch: int | None, guided: bool, guidance_scale: Scale | None, device: torch.device | str | None,
         dtype: torch.dtype | None, enable_grad: bool, stacked: bool, keep_points: bool = False,
     ) -> Run:  # fmt: skip
-        state, keys = self._initial(x0, shape, seeds, batch, device, dtype, enable_grad)
-        branches, guidance = self._scales(state, guided, guidance_scale, enable_grad)
+        state, keys = initial_state(self.plan, x0, shape, seeds, batch, device, dtype, enable_grad)
+        counts, guidance = branches.scales_of(
+            self.plan, self.guidance, state, guided, guidance_scale, enable_grad
+        )
         table = self.plan.table
         if field.sign == -1:
             table = table.clone()
             table[:, _core.record["q"]] *= -1.0
-        times = self._times(field, state, branches, stacked)
+        times = self._times(field, state, counts, stacked)
         return Run(
-            self.plan, table, state, branches=branches, stacked=stacked, times=times, dtype=field.dtype or state.dtype,
+            self.plan, table, state, branches=counts, stacked=stacked, times=times, dtype=field.dtype or state.dtype,
             guidance=guidance, seeds=keys, differentiable=enable_grad, keep_points=keep_points,
         )  # fmt: skip
 
-    def _initial(
-        self, x0: Tensor | None, shape: Sequence[int] | None, seeds: Tensor | None, batch: int | None,
-        device: torch.device | str | None, dtype: torch.dtype | None, enable_grad: bool,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """The state at the plan's first time, and the seeds if the plan draws noise."""
-        if dtype not in (None, torch.float32, torch.float64):
-            raise TypeError(f"dtype, the state's, must be float32 or float64, got {dtype}")
-        if (x0 is None) == (shape is None):
-            raise ValueError(
-                f"exactly one of x0 and shape must be given, got {'neither' if x0 is None else 'both'}"
-            )
-        if x0 is not None:
-            if not isinstance(x0, Tensor):
-                raise TypeError(f"x0 must be a tensor, got {type(x0).__name__}")
-            if not x0.is_floating_point():
-                raise TypeError(f"x0 must be floating point, got {x0.dtype}")
-            if x0.dim() < 1:
-                raise ValueError("x0 must have a batch dimension, got a scalar")
-            if batch is not None and batch != x0.shape[0]:
-                raise ValueError(f"batch is {batch}, x0 has {x0.shape[0]} samples")
-            state = x0.to(
-                device=device or x0.device,
-                dtype=dtype or (torch.float64 if x0.dtype == torch.float64 else torch.float32),
-            )
-            state = state if enable_grad else state.detach()
-            keys = (
-                self._seeds(seeds, state.shape[0], state.device)
-                if seeds is not None or self.plan.draws
-                else None
-            )
-            return state, keys
-        if self.plan.times[0] != 0.0:
-            raise ValueError(
-                f"x0 is missing: the plan begins at t = {self.plan.times[0]}, where the state is not noise alone"
-            )
-        count = _count(seeds, batch)
-        if count is None:
-            raise ValueError("seeds or batch must be given with shape: nothing else says how many samples")
-        if batch is not None and batch != count:
-            raise ValueError(f"batch is {batch}, seeds has {count} entries")
-        keys = self._seeds(seeds, count, device)
-        noise = randn(keys, shape or (), dtype=dtype or torch.float32)
-        scale = self.plan.path.noise_scale
-        return noise if scale == 1.0 else noise * scale, keys
-
-    @staticmethod
-    def _seeds(seeds: Tensor | None, batch: int, device: torch.device | str | None) -> Tensor:
-        if seeds is None:
-            drawn = torch.randint(-(2**63), 2**63 - 1, (batch,), dtype=torch.int64)
-            return drawn if device is None else drawn.to(device)
-        keys = seeds_tensor(seeds, device)
-        if keys.shape[0] != batch:
-            raise ValueError(f"seeds has {keys.shape[0]} entries, the batch has {batch} samples")
-        return keys
-
-    def _scales(
-        self, state: Tensor, guided: bool, override: Scale | None, enable_grad: bool
-    ) -> tuple[list[int], Tensor | None]:
-        """For each row the number of branches, and the guidance scales [rows, 1 or B]."""
-        rows = self.plan.facts
-        if override is not None:
-            if self.guidance is None:
-                raise ValueError(
-                    "guidance_scale is given, but the sampler has no guidance: Sampler(plan, guidance=pfc.CFG(...))"
-                )
-            if not callable(override) and not (guided and isinstance(override, (int, float))):
-                as_scale(override, state.shape[0])
-        if not guided or self.guidance is None:
-            return [1] * len(rows), None
-        with torch.set_grad_enabled(enable_grad):
-            branches, scales = self.guidance.rows(
-                [row.t if row.evaluates else None for row in rows], state.shape[0], override
-            )
-            if max(branches) == 1:
-                return branches, None
-            most = torch.finfo(state.dtype).max
-            if isinstance(scales, Tensor):
-                if scales.device.type == "cpu" and bool((scales.detach().abs() > most).any()):
-                    raise ValueError(
-                        f"guidance scale must be finite in {state.dtype}, the largest is {most:.3g}"
-                    )
-                return branches, scales.to(device=state.device, dtype=state.dtype).contiguous()
-            if abs(scales) > most:
-                raise ValueError(
-                    f"guidance scale must be finite in {state.dtype}, got {scales}; the largest is {most:.3g}"
-                )
-            return branches, state.new_full((len(rows), 1), scales)
-
-    def _times(self, field: Field, state: Tensor, branches: list[int], stacked: bool) -> list[Tensor]:
+    def _times(self, field: Field, state: Tensor, counts: list[int], stacked: bool) -> list[Tensor]:
         """The network's time of every row, computed in float64 and cast once."""
         mapped = field.map_times(self.plan.row_times)
         mapped = mapped.to(device=state.device, dtype=state.dtype)
         if field.time_shape == "scalar":
             return list(mapped.unbind())
-        batch, most = state.shape[0], max(branches) if stacked else 1
+        batch, most = state.shape[0], max(counts) if stacked else 1
         # Expanded, not copied: one number a row, however large the batch is.
         lines = mapped[:, None].expand(-1, most * batch).unbind()
-        if not stacked or min(branches) == most:
+        if not stacked or min(counts) == most:
             return list(lines)
-        return [line[: count * batch] for line, count in zip(lines, branches, strict=True)]
+        return [line[: count * batch] for line, count in zip(lines, counts, strict=True)]
 
     def _drive(
         self, run: Run, field: Field, evaluate: Callable[..., tuple[Tensor, Tensor | None]], callback: Callback | None,
@@ -369,62 +243,12 @@ def _no_net(x: Tensor, t: Tensor) -> Tensor:
     raise RuntimeError("this run was started without a field: its caller evaluates the network")
 
 
-def _seeds_once(seeds: Iterable[int] | Tensor | None) -> Tensor | None:
-    """Seeds as a tensor, made once: an iterator could not be gone through again."""
-    return None if seeds is None else seeds_tensor(seeds)
-
-
-def _count(seeds: Tensor | None, batch: int | None) -> int | None:
-    if seeds is None:
-        if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 0):
-            raise ValueError(f"batch must be an integer >= 0, got {batch!r}")
-        return batch
-    return len(seeds)
-
-
 def _mapping(value: dict[str, Any] | None, name: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise TypeError(f"{name} must be a dict of the field's keyword arguments, got {type(value).__name__}")
     return value
-
-
-def _evaluator(
-    field: Field,
-    doubled: dict[str, Any] | None,
-    cond: dict[str, Any],
-    split: dict[str, Any] | None,
-    shared: dict[str, Any],
-) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """How a step is evaluated: (the output, the unconditional one if it is a tensor of its own)."""
-    net = field.net
-    single = {**cond, **shared}
-    if doubled is not None:
-        both = {**doubled, **shared}
-        return lambda step: (net(step.x, step.time, **(both if step.branches == 2 else single)), None)
-    if split is not None:
-        null = {**split, **shared}
-
-        def by_calls(step: Any) -> tuple[Tensor, Tensor | None]:
-            out = net(step.x, step.time, **single)
-            if step.branches == 1:
-                return out, None
-            other = net(step.x, step.time, **null)
-            if (
-                isinstance(out, Tensor)
-                and isinstance(other, Tensor)
-                and out.numel()
-                and out.data_ptr() == other.data_ptr()
-            ):
-                raise ValueError(
-                    "the field returned the same memory for both branches, so the second overwrote the first; return new "
-                    "tensors, or use branches='batch'"
-                )
-            return out, other
-
-        return by_calls
-    return lambda step: (net(step.x, step.time, **single), None)
 
 
 def _progress_bar(total: int) -> Any:
