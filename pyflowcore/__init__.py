@@ -3,6 +3,7 @@
 from . import grids, ops, paths
 from ._library import PyflowcoreWarning, cpu_isa, select_cpu_isa
 from .field import Field
+from .fit import Fit, fit_plan
 from .guidance import CFG
 from .info import Info, info
 from .ops import Interpolated, interpolate, randn
@@ -13,6 +14,7 @@ from .sampler import Sampler
 __all__ = [
     "CFG",
     "Field",
+    "Fit",
     "Info",
     "Interpolated",
     "Plan",
@@ -22,6 +24,7 @@ __all__ = [
     "Step",
     "Trajectory",
     "cpu_isa",
+    "fit_plan",
     "grids",
     "info",
     "interpolate",

@@ -172,8 +172,8 @@ def combine(
     The gradient in ``table`` is that of the coefficients p, q, a, c, b_new, e_new, b, e, s and r of the row. a and a - 1 travel
     beside each other and are one coefficient: the columns "a" and "c" carry its whole gradient, "a_minus_1" and "c_minus_1"
     none. So make both columns from one parameter; it then gets the right gradient. A coefficient of exactly 0 has one as well.
-    What is not a coefficient (t, evaluates, store, draw indices, in_scale, which scales nothing here) has gradient 0, and so has
-    the coefficient of a slot or a draw that the call does not have.
+    What is not a coefficient (t, evaluates, store, draw indices; in_scale, which scales nothing here) has gradient 0, and so
+    has the coefficient of a slot or a draw that the call does not have.
 
     Returns:
         (new state, next point in the state's dtype and not scaled, this row's prediction); new tensors of x's shape.
