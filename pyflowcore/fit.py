@@ -332,23 +332,22 @@ def _has_time_gradient(field: Field, pairs: Pairs, init: Plan, wanted: bool) -> 
     return wanted and in_t is not None
 
 
-def _check_nfe(nfe: Any, init: Plan | str) -> int:
-    if nfe is None and not isinstance(init, Plan):
-        return 8
+def _check_nfe(nfe: int | None, init: Plan | str) -> int:
     if nfe is None:
-        return _check_nfe(init.nfe, init)
-    if isinstance(nfe, bool) or not isinstance(nfe, (int, np.integer)):
-        raise TypeError(f"nfe must be an integer, got {type(nfe).__name__}")
-    if not 2 <= nfe <= 16:
-        raise ValueError(f"nfe must lie in 2 to 16, got {nfe}")
-    return int(nfe)
+        nfe = init.nfe if isinstance(init, Plan) else 8
+    count = _integer("nfe", nfe)
+    if not 2 <= count <= 16:
+        raise ValueError(f"nfe must lie in 2 to 16, got {count}")
+    return count
 
 
-def _check_numbers(**values: Any) -> None:
+def _check_numbers(**values: int | None) -> None:
     for name, value in values.items():
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-        if value < (0 if name == "seed" else 1):
-            raise ValueError(f"{name} must be {'>= 0' if name == 'seed' else 'positive'}, got {value}")
+        if value is not None and _integer(name, value) < (least := 0 if name == "seed" else 1):
+            raise ValueError(f"{name} must be an integer >= {least}, got {value}")
+
+
+def _integer(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    return int(value)

@@ -330,9 +330,9 @@ def test_the_loss_of_each_sample_lowers_the_typical_error():
         ({"cond": {"y": torch.zeros(3)}}, r"cond\['y'\] has shape \[3\], expected 384 rows"),
         ({"loss": "mse"}, "loss must be one of log_mse, log_each, got 'mse'"),
         ({"lr": 0.0}, "lr must be a positive number"),
-        ({"batch": 0}, "batch must be positive, got 0"),
-        ({"iterations": 0}, "iterations must be positive"),
-        ({"seed": -1}, "seed must be >= 0"),
+        ({"batch": 0}, "batch must be an integer >= 1, got 0"),
+        ({"iterations": 0}, "iterations must be an integer >= 1"),
+        ({"seed": -1}, "seed must be an integer >= 0, got -1"),
         ({"samples": 0}, "samples must be a positive integer"),
     ],
 )  # fmt: skip
