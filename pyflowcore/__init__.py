@@ -1,6 +1,6 @@
 """pyflowcore: fused, reproducible samplers for flow-matching and diffusion models."""
 
-from . import grids, ops, paths
+from . import grids, ops, paths, plot
 from ._library import PyflowcoreWarning, cpu_isa, select_cpu_isa
 from .field import Field
 from .fit import Fit, fit_plan
@@ -31,6 +31,7 @@ __all__ = [
     "ops",
     "paths",
     "plan",
+    "plot",
     "randn",
     "select_cpu_isa",
     "solvers",

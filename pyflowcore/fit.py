@@ -320,16 +320,17 @@ def _has_time_gradient(field: Field, pairs: Pairs, init: Plan, wanted: bool) -> 
             raise ValueError(
                 "field: its output has no gradient in x and t (torch.no_grad or a detach inside?)"
             )
-        in_x, in_t = torch.autograd.grad(out.float().sum(), (x, t), allow_unused=True)
-    if in_x is None and in_t is None:
+        gradients = torch.autograd.grad(out.float().sum(), (x, t), allow_unused=True)
+    in_x, in_t = (gradient is not None for gradient in gradients)
+    if not (in_x or in_t):
         raise ValueError("field: its output has no gradient in x and t, only in its parameters")
-    if wanted and in_t is None:
+    if wanted and not in_t:
         warnings.warn(
             "fit_plan: the field has no gradient in its time, so the times stay those of init; learn_times=False says so",
             PyflowcoreWarning,
             stacklevel=3,
         )
-    return wanted and in_t is not None
+    return wanted and in_t
 
 
 def _check_nfe(nfe: int | None, init: Plan | str) -> int:
