@@ -153,3 +153,21 @@ def test_nothing_more_is_kept_where_the_table_is_fixed():
             line = table(b_new=0.5, b={0: 0.1}).requires_grad_(learned)
             pfc.ops.combine(leaf(2, 3), line, 0, outs=[leaf(2, 3, seed=1)], slots=[leaf(2, 3, seed=2)])
             assert (torch.Size([2, 3]) in saved) == learned
+
+
+def test_on_every_device_and_in_float32(device):
+    """The table stays on the CPU; its gradient is that of the float64 row, to float32's rounding."""
+
+    def gradient(where, dtype):
+        values = everything()
+        x, d0, d1, out = (leaf(2, 3, seed=k).detach().to(where, dtype) for k in range(4))
+        outs = [torch.cat([out, -0.3 * out])]
+        guidance = torch.full((1, 1), 1.6, dtype=dtype, device=where)
+        results = pfc.ops.combine(
+            x, row_of(values), 0, slots=[d0, d1], outs=outs, guidance=guidance, seeds=SEEDS.to(where)
+        )
+        sum((k + 1) * r.square().sum() for k, r in enumerate(results)).backward()
+        return values.grad
+
+    wanted = gradient(torch.device("cpu"), torch.float64)
+    torch.testing.assert_close(gradient(device, torch.float32), wanted, rtol=1e-5, atol=1e-5)

@@ -279,8 +279,13 @@ def _table_backward(
         add(_R["b"] + k, state, slot)
         add(_R["e"] + k, point, slot)
     if seeds is not None:
+        if torch.compiler.is_compiling():
+            raise NotImplementedError(
+                "the gradient of combine in a table, with seeds, redraws noise that the table names by value, which a compiled "
+                "function cannot see: take it outside torch.compile"
+            )
         for n in range(_R["max_draws"]):
-            draw = int(record[_R["draw"] + n])  # names noise: a compiled function cannot trace this
+            draw = int(record[_R["draw"] + n])
             if draw < 0:
                 continue
             xi = torch.ops.pyflowcore.randn(seeds, list(x.shape[1:]), _PLAN_STREAM, draw, x.dtype)

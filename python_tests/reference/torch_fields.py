@@ -63,3 +63,9 @@ def ring(count=8, radius=2.0, s=0.3, path="linear"):
     """Gaussians on a circle in the plane."""
     angle = torch.arange(count, dtype=torch.float64) * (2 * torch.pi / count)
     return Mixture(torch.stack([angle.cos(), angle.sin()], 1) * radius, s, path=path)
+
+
+def five(path="linear"):
+    """Five Gaussians of unequal weights, without symmetry."""
+    mu = [[1.5, 0.0], [-0.8, 1.2], [-0.6, -1.5], [0.7, 0.9], [0.2, -0.4]]
+    return Mixture(mu, 0.25, [0.3, 0.2, 0.2, 0.2, 0.1], path)
