@@ -50,7 +50,7 @@ def unroll(plan: Plan) -> Coefficients:
         if not after > t:
             raise ValueError(
                 f"init: {plan.solver!r} evaluates the field at t = {t:g} and then at t = {after:g}; a learned plan's times "
-                "increase strictly, as those of euler, midpoint, ab1 to ab4, dpmpp_1s to dpmpp_3m, unipc, deis and res do"
+                "increase strictly, as those of midpoint, bosh3, ab1 to ab4, dpmpp_1s to dpmpp_3m, unipc, deis and res do"
             )
     # Every tensor of the solve as its coefficients of (x_0, f_0, ..., f_{n-1}).
     basis = np.eye(n + 1)

@@ -31,9 +31,9 @@ GridLike = grids.Grid | str | Sequence[float] | npt.NDArray[np.float64]
 
 # The solvers that init="best" compares: their evaluation times increase.
 _CANDIDATES: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("midpoint", {}), ("ralston2", {}), ("ab2", {}), ("ab3", {}), ("ab4", {}), ("ddim", {}), ("dpmpp_2m", {}),
-    ("dpmpp_3m", {}), ("unipc", {"order": 2}), ("unipc", {"order": 3}), ("deis", {"order": 2}), ("deis", {"order": 3}),
-    ("res", {"order": 2}),
+    ("midpoint", {}), ("ralston2", {}), ("heun3", {}), ("bosh3", {}), ("ab2", {}), ("ab3", {}), ("ab4", {}), ("ddim", {}),
+    ("dpmpp_2m", {}), ("dpmpp_3m", {}), ("unipc", {"order": 2}), ("unipc", {"order": 3}), ("deis", {"order": 2}),
+    ("deis", {"order": 3}), ("res", {"order": 2}), ("res", {"order": 3}),
 )  # fmt: skip
 _LOSSES = ("log_mse", "log_each")
 

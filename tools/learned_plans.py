@@ -21,7 +21,7 @@ import pyflowcore as pfc  # noqa: E402
 from reference.torch_fields import five, ring  # noqa: E402
 
 PAGE = ROOT / "docs" / "learned-plans.md"
-EVALUATIONS = (4, 6, 8, 12)
+EVALUATIONS = (4, 6, 8, 10)
 FIELDS = {"eight on a circle": ring(), "five of unequal weights": five()}
 
 
