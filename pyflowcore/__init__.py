@@ -1,8 +1,9 @@
 """pyflowcore: fused, reproducible samplers for flow-matching and diffusion models."""
 
-from . import grids, ops, paths
+from . import grids, ops, paths, plot
 from ._library import PyflowcoreWarning, cpu_isa, select_cpu_isa
 from .field import Field
+from .fit import Fit, fit_plan
 from .guidance import CFG
 from .info import Info, info
 from .ops import Interpolated, interpolate, randn
@@ -13,6 +14,7 @@ from .sampler import Sampler
 __all__ = [
     "CFG",
     "Field",
+    "Fit",
     "Info",
     "Interpolated",
     "Plan",
@@ -22,12 +24,14 @@ __all__ = [
     "Step",
     "Trajectory",
     "cpu_isa",
+    "fit_plan",
     "grids",
     "info",
     "interpolate",
     "ops",
     "paths",
     "plan",
+    "plot",
     "randn",
     "select_cpu_isa",
     "solvers",

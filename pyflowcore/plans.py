@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,10 @@ import torch
 
 from . import _core, grids, paths
 from .ops.interpolate import prediction_kind
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["Plan", "plan", "solvers"]
 
@@ -149,6 +153,12 @@ class Plan:
             raise ValueError(f"text must hold a JSON object, got {type(data).__name__}")
         return cls.from_dict(data)
 
+    def plot(self, axes: Sequence[Axes] | None = None) -> Figure:
+        """Draws the grid, lambda and the coefficients: ``pfc.plot.plan``. Needs matplotlib."""
+        from . import plot
+
+        return plot.plan(self, axes)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.to_dict() == other.to_dict()
 
@@ -162,9 +172,11 @@ class Plan:
     def __str__(self) -> str:
         head = (
             f"{self.solver}: {self.steps} steps, {self.nfe} evaluations, {self.slots} slots, {self.draws} noise draws; "
-            f"{self.prediction} on the {self.path.name} path"
+            f"{self.prediction} on the {self.path.name} path, t from {self.times[0]:g} to {self.times[-1]:g}"
         )
-        return "\n".join([head, *(_describe(i, row) for i, row in enumerate(self.rows))])
+        levels = log_ratios(self.path, [row.t for row in self.facts])
+        lines = [_describe(i, row, levels[i]) for i, row in enumerate(self.rows)]
+        return "\n".join([head, *lines])
 
 
 def _row(entry: dict[str, Any], index: int) -> _core.Row:
@@ -221,8 +233,15 @@ def _sum(
     return (" + ".join(parts) or "0").replace("+ -", "- ")
 
 
-def _describe(index: int, row: _core.Row) -> str:
-    text = f"{index:4d}  step {row.step:<3d} t = {row.t:<9.6f}"
+def log_ratios(path: paths.Path, times: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """lambda = log(alpha / sigma) at the times, float64; infinite where alpha or sigma is 0."""
+    alpha, sigma, _, _ = path.coefficients(times)
+    with np.errstate(divide="ignore"):
+        return np.log(alpha) - np.log(sigma)
+
+
+def _describe(index: int, row: _core.Row, level: float) -> str:
+    text = f"{index:4d}  step {row.step:<3d} t = {row.t:<9.6f} lambda = {level:<8.4g}"
     if row.evaluates:
         kept = "" if row.store < 0 else f" -> D{row.store}"
         made = f"{row.q:.6g} out" if row.q != 1.0 else "out"
