@@ -260,7 +260,8 @@ def plan(
         nfe: a number of evaluations of the field: as many steps as fit into it. ``plan.nfe`` says how many it takes. With an
             array of times as the grid neither is needed.
         grid: ``pfc.grids.uniform()`` (default), ``pfc.grids.shifted(3.0)`` or another of ``pfc.grids``, or a strictly
-            increasing array of times in [0, 1].
+            monotone array of times in [0, 1]. Decreasing times, ``pfc.grids.shifted(3.0).reversed()`` for instance, run
+            backwards, from data to noise (inversion): with every deterministic solver; those that draw noise refuse.
         path, prediction: as the field's.
         last: "default" takes the last step first order if the solver has a stage at t = 1 (Heun, RK4), where exact fields are
             singular, as EDM does (Karras et al. 2022, algorithm 1); "full" takes it in full. Solvers in
@@ -279,8 +280,8 @@ def plan(
 
     Raises:
         TypeError, ValueError: an unknown solver (the message lists the known ones), an option that the solver does not take or
-            a value that it does not allow, steps <= 0, a grid that does not increase, a prediction that the path does not
-            determine at a time of the grid.
+            a value that it does not allow, steps <= 0, a grid that is not monotone, a prediction that the path does not
+            determine at a time of the grid, decreasing times for a solver that draws noise.
     """
     if not isinstance(solver, str):
         raise TypeError(f"solver must be a name, got {type(solver).__name__}")

@@ -15,12 +15,11 @@ namespace pfc::plan {
 
 namespace {
 
-double diffusion_at(const SolverOptions& options, double t) {
+double diffusion_at(const Builder& plan, const SolverOptions& options, double t) {
   const double w = options.diffusion(t);
   if (!(std::isfinite(w) && w >= 0.0))
-    throw std::invalid_argument(
-        "diffusion: w(" + std::to_string(t) + ") is " + std::to_string(w) +
-        ", it must be finite and not negative; begin or end the grid inside (0, 1) where it is not");
+    throw std::invalid_argument("diffusion: w is " + std::to_string(w) + " " + plan.where(t) +
+                                "; it must be finite and not negative: begin or end the grid inside (0, 1) where it is not");
   return w;
 }
 
@@ -48,7 +47,7 @@ void fill_euler_maruyama(Builder& plan, const Solver&, const SolverOptions& opti
   for (int step = 0; step < plan.steps(); ++step) {
     const double t = plan.times()[step];
     const double h = plan.times()[step + 1] - t;
-    const double w = diffusion_at(options, t);
+    const double w = diffusion_at(plan, options, t);
     PlanRow row;
     row.completes_step = true;
     row.b.push_back({plan.next_prediction(), h});
@@ -62,7 +61,7 @@ void fill_stochastic_heun(Builder& plan, const Solver&, const SolverOptions& opt
     const double t = plan.times()[step];
     const double end = plan.times()[step + 1];
     const double h = end - t;
-    const double w0 = diffusion_at(options, t);
+    const double w0 = diffusion_at(plan, options, t);
     const int first = plan.next_prediction();
     PlanRow row;
     if (end == 1.0 && !options.full_last_step) {
@@ -72,7 +71,7 @@ void fill_stochastic_heun(Builder& plan, const Solver&, const SolverOptions& opt
       plan.evaluate_mixture_at(t, step, std::move(row), drift(plan, t, w0));
       continue;
     }
-    const double w1 = diffusion_at(options, end);
+    const double w1 = diffusion_at(plan, options, end);
     const double g = 0.5 * (std::sqrt(w0) + std::sqrt(w1)) * std::sqrt(h);
     row.e.push_back({first, h});
     if (g > 0.0) row.s.push_back({step, g});
