@@ -69,7 +69,9 @@ def test_flow_map_from_end_to_end(path, backwards):
 def test_steps_in_t_keep_their_order_backwards_from_end_to_end(path, name):
     """No first-order step at either end: a stage at t = 1 is the first step's first and cannot be avoided, t = 0 is regular."""
     order = catalogue.DETERMINISTIC[name][2]
-    errors = whole_errors(path, name, True, (64, 128))
+    # There the error changes its sign at about 100 steps, so that the slope settles late.
+    counts = (256, 512) if (path, name) == ("polynomial", "rk4") else (64, 128)
+    errors = whole_errors(path, name, True, counts)
     assert np.log2(errors[0] / errors[1]) >= order - 0.3, errors
 
 
