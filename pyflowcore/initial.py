@@ -40,9 +40,11 @@ def initial_state(
         state = state if enable_grad else state.detach()
         keys = _seeds_for(seeds, state.shape[0], state.device) if seeds is not None or plan.draws else None
         return state, keys
-    if isinstance(shape, (int, str)) or not isinstance(shape, Sequence):
+    wrong = isinstance(shape, str) or not isinstance(shape, Sequence)
+    if wrong or any(isinstance(size, (float, str, bool)) for size in shape or ()):
+        kind = type(shape).__name__
         raise TypeError(
-            f"shape must be a sequence of integers, the shape of one sample, got {type(shape).__name__} {shape!r}"
+            f"shape must be a sequence of integers, the shape of one sample, got {kind} {shape!r}"
         )
     if plan.times[0] > plan.times[-1]:
         raise ValueError(

@@ -118,9 +118,9 @@ class Plan:
         """The inverse of :meth:`to_dict`; also the way to write a plan by hand.
 
         Raises:
-            TypeError, ValueError: naming the row and the key of what is missing, unknown, of another type (no text for a number,
-                no number for a flag), not finite, or of no use to a kernel: a slot that the plan does not have or that is read
-                before a row wrote it, steps completed out of order, times that are not strictly monotone.
+            TypeError, ValueError: naming the row and the key of what is missing, unknown, of another type (no text for a
+                number, no number for a flag), not finite, or of no use to a kernel: a slot that the plan does not have or
+                that is read before a row wrote it, steps completed out of order, times that are not strictly monotone.
         """
         data = dict(_typed(description, dict, "a plan's description"))
         if data.pop("format", None) != _FORMAT:
@@ -198,7 +198,14 @@ def _typed(value: Any, kind: type, where: str) -> Any:
         list: isinstance(value, (list, tuple)),
     }.get(kind, isinstance(value, kind))
     if not fits:
-        names = {bool: "true or false", int: "an integer", float: "a number", str: "text", list: "a list", dict: "an object"}
+        names = {
+            bool: "true or false",
+            int: "an integer",
+            float: "a number",
+            str: "text",
+            list: "a list",
+            dict: "an object",
+        }
         raise TypeError(f"{where} must be {names[kind]}, got {type(value).__name__} {value!r}")
     if kind is int and not -(2**31) <= value < 2**31:
         raise ValueError(f"{where} is {value}, too large for an index")
@@ -225,7 +232,9 @@ def _row(entry: Any, index: int) -> _core.Row:
     row, where = _core.Row(), f"rows[{index}]"
     values = dict(_typed(entry, dict, where))
     if unknown := sorted(str(key) for key in set(values) - set(_SCALARS) - set(_LISTS)):
-        raise ValueError(f"{where} has no {', '.join(unknown)}; allowed are {', '.join([*_SCALARS, *_LISTS])}")
+        raise ValueError(
+            f"{where} has no {', '.join(unknown)}; allowed are {', '.join([*_SCALARS, *_LISTS])}"
+        )
     for name in ("t", "step"):
         if name not in values:
             raise ValueError(f"{where} needs {name}")
@@ -239,7 +248,9 @@ def _row(entry: Any, index: int) -> _core.Row:
         elif minus in values and name not in values:
             values[name] = 1.0 + values[minus]
         elif name in values and abs(values[name] - 1.0 - values[minus]) > 1e-12 * max(1.0, abs(values[name])):
-            raise ValueError(f"{where}: {name} is {values[name]} and {minus} is {values[minus]}; they disagree")
+            raise ValueError(
+                f"{where}: {name} is {values[name]} and {minus} is {values[minus]}; they disagree"
+            )
     for name in _SCALARS:
         if name in values:
             setattr(row, name, values[name])

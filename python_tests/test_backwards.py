@@ -89,7 +89,7 @@ def test_discrete_map(path, solver):
 @pytest.mark.parametrize("path", reference.EVERY)
 @pytest.mark.parametrize("prediction", ["velocity", "noise", "v"])
 def test_discrete_map_of_ddim(path, prediction):
-    """alpha' D + sigma' noise at every step, from t = 1, where D is x, to t = 0. dpmpp_1s and deis of order 1 are the same map."""
+    """alpha' D + sigma' noise at every step, from t = 1, where D is x, to t = 0; dpmpp_1s and deis of order 1 are this map."""
     exact = fields.gaussian_everywhere(path, prediction)
     data, noise = (fields.gaussian_everywhere(path, kind) for kind in ("data", "noise"))
     times = list(UNEVEN)
@@ -126,13 +126,20 @@ def test_unipc_is_its_papers_loop(path, variant, order):
     np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("path", reference.EVERY)
-@pytest.mark.parametrize(
-    "name", ["ddim", "dpmpp_1s", "dpmpp_2m", "dpmpp_3m", "unipc-2-bh2", "unipc-3-bh1", "res-2", "res-3"]
-)
+EXACT_ANYWHERE = [
+    name
+    for name in catalogue.DETERMINISTIC
+    if name.startswith(("d", "unipc", "res", "edm")) and "dop" not in name
+]
+EXACT = [(path, name) for path in reference.EVERY for name in EXACT_ANYWHERE]
+EXACT += [("linear", name) for name in catalogue.DETERMINISTIC if name not in EXACT_ANYWHERE]
+
+
+@pytest.mark.parametrize(("path", "name"), EXACT)
 def test_point_data(path, name):
-    """The predicted data is the point at every time, so x - alpha m shrinks or grows exactly as sigma does, whatever the steps;
-    from inside (0, 1), since at t = 1 there is but one state."""
+    """The predicted data is the point and the predicted noise the state's own at every time, so x - alpha m grows exactly as
+    sigma does, whatever the steps; on the linear path the velocity is constant too. From inside (0, 1): at t = 1 there is but
+    one state."""
     solver, options, _ = catalogue.DETERMINISTIC[name]
     options = options | ({"start": "ramp"} if "start" in options else {})
     field = fields.Mixture(path, [0.7], [0.0]).of("velocity")
@@ -155,7 +162,9 @@ def test_there_and_back(name):
         there, back = (pfc.plan(solver, grid=grid, **options) for grid in (times, times[::-1]))
         data = pfc.Sampler(there)(net, x0=x0)
         np.testing.assert_allclose(
-            data[0], fields.gaussian_flow("linear", X0, times[0], times[-1]), atol=3e-2 if order == 1 else 3e-3
+            data[0],
+            fields.gaussian_flow("linear", X0, times[0], times[-1]),
+            atol=3e-2 if order == 1 else 3e-3,
         )
         errors.append((pfc.Sampler(back)(net, x0=data) - x0).abs().max().item())
     assert errors[1] < (0.3 if order == 1 else 1e-2)
@@ -170,9 +179,7 @@ def test_there_and_back_between_the_ends():
         there = pfc.plan("rk4", steps, path="trigonometric", last="full")
         back = pfc.plan("rk4", steps, path="trigonometric", grid=pfc.grids.uniform().reversed())
         field = pfc.Field(net, path="trigonometric")
-        errors.append(
-            (pfc.Sampler(back)(field, x0=pfc.Sampler(there)(field, x0=x0)) - x0).abs().max().item()
-        )
+        errors.append((pfc.Sampler(back)(field, x0=pfc.Sampler(there)(field, x0=x0)) - x0).abs().max().item())
     assert errors[1] < 1e-5
     assert np.log2(errors[0] / errors[1]) >= 3.7, errors
 
@@ -238,7 +245,8 @@ REFUSED = {
     "stands": (lambda: pfc.plan("ddim", grid=[1.0, 0.5, 0.5]), ["strictly", "times[2] = 0.5"]),
     "nan": (lambda: pfc.plan("ddim", grid=[1.0, float("nan"), 0.0]), ["times[1]", "nan"]),
     "data at t = 1": (
-        lambda: pfc.plan("dpmpp_2m", grid=[1.0, 0.5, 0.0], prediction="data"), ["'data'", "noise", "'dpmpp_2m'", "t = 1", "linear"],
+        lambda: pfc.plan("dpmpp_2m", grid=[1.0, 0.5, 0.0], prediction="data"),
+        ["'data'", "noise", "'dpmpp_2m'", "t = 1", "linear"],
     ),
     "noise at t = 0": (lambda: pfc.plan("rk4", grid=[0.5, 0.0], prediction="noise"), ["'noise'", "velocity", "'rk4'", "t = 0"]),
     "terminal": (lambda: pfc.grids.uniform().reversed().terminal(0.1).times(4), ["terminal", "t = 1"]),

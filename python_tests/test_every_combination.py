@@ -1,6 +1,6 @@
-"""Every solver, path and prediction over grids that touch t = 0 and t = 1, in both directions: it is known here, from what each
-needs at the ends, which of them can be built. Those build and give finite numbers on Gaussian data; the others are refused, by a
-message that names the solver, the path, the prediction and the time."""
+"""Every solver, path and prediction over grids that touch t = 0 and t = 1, in both directions: it is known here, from what
+each needs at the ends, which of them can be built. Those build and give finite numbers on Gaussian data; the others are
+refused, by a message that names the solver, the path, the prediction and the time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from reference import catalogue, executor, fields
 from reference import paths as reference
 
 GRIDS = {
-    "whole": [0.0, 1.0], "from 0": [0.0, 0.2, 0.5, 0.8], "to 1": [0.2, 0.5, 0.8, 1.0], "whole, fine": [0.0, 0.1, 0.3, 0.35, 0.7, 1.0],
+    "whole": [0.0, 1.0], "from 0": [0.0, 0.2, 0.5, 0.8], "to 1": [0.2, 0.5, 0.8, 1.0],
+    "whole, fine": [0.0, 0.1, 0.3, 0.35, 0.7, 1.0],
 }  # fmt: skip
 GRIDS |= {f"{name}, backwards": times[::-1] for name, times in GRIDS.items()}
 NOISE = np.random.default_rng(0).normal(size=(20, 3))
@@ -97,9 +98,7 @@ CASES = [case for name, case in catalogue.EVERY.items() if not re.search(r"bh1|-
 def test_builds_or_is_refused(path, prediction):
     field = fields.gaussian_everywhere(path, prediction)
     built = 0
-    for (solver, options), times, last in itertools.product(
-        CASES, GRIDS.values(), ("default", "full")
-    ):
+    for (solver, options), times, last in itertools.product(CASES, GRIDS.values(), ("default", "full")):
         if last == "full" and (times[-1] != 1.0 or solver not in (*REACHING, "stochastic_heun", "edm_heun")):
             continue  # it says nothing there
         case = solver, options, path, prediction, times, last

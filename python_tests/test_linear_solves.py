@@ -45,7 +45,9 @@ def by_the_paper(solver, options, path, times):
     order, x, started = options["order"], X0, []
     # The corrector gains an order, and so does the start.
     for i in range(order if options["start"] == "single" else 0):
-        x = multistep.runge_kutta_step(multistep.STARTS[order + 1], problem.velocity, x, times[i], times[i + 1])
+        x = multistep.runge_kutta_step(
+            multistep.STARTS[order + 1], problem.velocity, x, times[i], times[i + 1]
+        )
         started.append(x)
     return unipc.solve(problem.means, path, X0, list(times), order, options["variant"], started)[-1]
 

@@ -152,7 +152,7 @@ def test_three_t_squared(steps):
         **dict.fromkeys(("heun3", "rk3", "ssprk3", "bosh3", "rk4", "rk38", "dopri5", "tsit5", "dopri8"), 1.0),
     }
     if n > 2:
-        # Adams-Bashforth k after a start of order k: exact for k >= 3; for k = 2 every later step misses 5/2 h^3 of the parabola.
+        # Adams-Bashforth k after a start of order k is exact for k >= 3; for k = 2 every later step misses 5/2 h^3.
         exact |= {"ab3": 1.0, "ab4": 1.0, "ab2": 1 - 5 / (2 * n**3) * (n - 1) - 1 / (4 * n**3)}
     for solver, value in exact.items():
         net = lambda x, t: 3 * t[:, None] ** 2 + 0 * x  # noqa: E731
@@ -172,7 +172,17 @@ def test_taylor_factors(a):
 
 
 def check_taylor_factors(a, times):
-    methods = {"euler": 1, "midpoint": 2, "heun": 2, "ralston2": 2, "heun3": 3, "rk3": 3, "ssprk3": 3, "rk4": 4, "rk38": 4}
+    methods = {
+        "euler": 1,
+        "midpoint": 2,
+        "heun": 2,
+        "ralston2": 2,
+        "heun3": 3,
+        "rk3": 3,
+        "ssprk3": 3,
+        "rk4": 4,
+        "rk38": 4,
+    }
     for solver, order in methods.items():
         factor = math.prod(
             sum((a * h) ** k / math.factorial(k) for k in range(order + 1)) for h in np.diff(times)

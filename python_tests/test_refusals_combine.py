@@ -149,7 +149,10 @@ def overlapping():
     inp, slots = parts((0, 12), (11, 17))
     yield "inp and slots", {"inp": inp, "slots": slots.view(1, 2, 3)}
     memory = torch.zeros(6)
-    yield "x and inp of another dtype", {"x": memory.view(2, 3), "inp": memory.view(torch.bfloat16)[:6].view(2, 3)}
+    yield (
+        "x and inp of another dtype",
+        {"x": memory.view(2, 3), "inp": memory.view(torch.bfloat16)[:6].view(2, 3)},
+    )
     for name in ("y", "out", "out2"):
         x, value = parts((0, 6), (1, 7))
         more = {"out": torch.zeros(2, 3), "guidance": torch.ones(1, 1)} if name == "out2" else {}
@@ -157,7 +160,10 @@ def overlapping():
         inp, value = parts((0, 6), (3, 9))
         yield f"{name} and inp, shifted", {"inp": inp, name: value} | more
     halves = torch.zeros(12, dtype=torch.bfloat16)
-    yield "out and x of another dtype", {"x": halves.view(torch.float32).view(2, 3), "out": halves[:6].view(2, 3)}
+    yield (
+        "out and x of another dtype",
+        {"x": halves.view(torch.float32).view(2, 3), "out": halves[:6].view(2, 3)},
+    )
     x, guidance = parts((0, 6), (3, 6))
     yield "guidance and x", {"x": x, "guidance": guidance[:, :1], "out": torch.zeros(4, 3)}
     record = torch.zeros(1, 56, dtype=torch.float64)

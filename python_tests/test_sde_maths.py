@@ -44,7 +44,9 @@ def test_order_of_mean_and_variance(path, name):
     assert slope >= ORDERS[solver] - 0.3, (slope, errors)
 
 
-@pytest.mark.parametrize(("name", "path"), zip(catalogue.STOCHASTIC, itertools.cycle(reference.EVERY)))
+@pytest.mark.parametrize(
+    ("name", "path"), list(zip(catalogue.STOCHASTIC, itertools.cycle(reference.EVERY), strict=False))
+)
 def test_samples_have_these_moments(name, path):
     """Within 4 standard errors, through the Sampler, for every solver that draws noise; the paths take turns."""
     solver, options = catalogue.STOCHASTIC[name]

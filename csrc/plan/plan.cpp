@@ -155,9 +155,9 @@ void check_times(const std::vector<double>& times) {
       refuse("times[" + std::to_string(i) + "] is " + number(times[i]) + ", allowed is [0, 1]");
     const bool falls = times[1] < times[0];
     if (i > 0 && !(falls ? times[i] < times[i - 1] : times[i] > times[i - 1]))
-      refuse(std::string("times must increase strictly, or decrease strictly: they ") + (falls ? "decrease" : "increase") +
-             " at first, but times[" + std::to_string(i - 1) + "] = " + number(times[i - 1]) + ", times[" +
-             std::to_string(i) + "] = " + number(times[i]));
+      refuse(std::string("times must increase strictly, or decrease strictly: they ") +
+             (falls ? "decrease" : "increase") + " at first, but times[" + std::to_string(i - 1) +
+             "] = " + number(times[i - 1]) + ", times[" + std::to_string(i) + "] = " + number(times[i]));
   }
 }
 

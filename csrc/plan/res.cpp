@@ -30,7 +30,7 @@ void fill_res(Builder& plan, const Solver& solver, const SolverOptions&) {
     std::vector<Level> stage{now};
     for (int i = 1; i < stages; ++i)
       stage.push_back(level_of(plan.path(), time_of_lambda(plan.path(), std::min(now.t, end.t), std::max(now.t, end.t),
-                                                            now.lambda + c[i] * h)));
+                                                           now.lambda + c[i] * h)));
     for (int i = 0; i < stages; ++i) {
       const bool last = i + 1 == stages;
       const Level& next = last ? end : stage[i + 1];

@@ -18,8 +18,9 @@ namespace {
 double diffusion_at(const Builder& plan, const SolverOptions& options, double t) {
   const double w = options.diffusion(t);
   if (!(std::isfinite(w) && w >= 0.0))
-    throw std::invalid_argument("diffusion: w is " + std::to_string(w) + " " + plan.where(t) +
-                                "; it must be finite and not negative: begin or end the grid inside (0, 1) where it is not");
+    throw std::invalid_argument(
+        "diffusion: w is " + std::to_string(w) + " " + plan.where(t) +
+        "; it must be finite and not negative: begin or end the grid inside (0, 1) where it is not");
   return w;
 }
 

@@ -105,8 +105,8 @@ def _check_written(x: Tensor, y_out: Tensor | None, inp: Tensor | None, slots: T
 
 
 def _check_overlap(x: Tensor, written: dict[str, Tensor | None], read: dict[str, Tensor | None]) -> None:
-    """Written buffers share no memory with each other, and with what is read only where every element is read before it is
-    written: at the same place in a block of the state's shape (a point that is updated in place, an output that is the input)."""
+    """Written buffers share no memory with each other, and with what is read only where each element is read before it is
+    written: at the same place in a block of the state's shape (a point updated in place, an output that is the input)."""
     if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type == "meta":
         return  # no addresses to look at
     block = x.numel() * x.element_size()
@@ -134,9 +134,10 @@ def _check_overlap(x: Tensor, written: dict[str, Tensor | None], read: dict[str,
             owner = written[other]
             in_place = owner is not None and tensor.dtype == owner.dtype and (first - start) % block == 0
             if not in_place or name in ("guidance", "seeds", "table"):
+                shared = min(end, stop) - max(first, start)
                 raise ValueError(
-                    f"{name} is read and {other} is written, and they overlap in memory by {min(end, stop) - max(first, start)} "
-                    "bytes; they may be one buffer, but not parts of one that are shifted against each other"
+                    f"{name} is read and {other} is written, and they overlap in memory by {shared} bytes; they may be one "
+                    "buffer, but not parts of one that are shifted against each other"
                 )
 
 
@@ -176,9 +177,9 @@ def combine_(
         guidance: [R, 1 or B] or [R, J - 1, 1 or B], the state's dtype: the guidance scale w of each row.
         seeds: int64 [B], for rows that draw noise.
 
-    No gradient: use :func:`combine` for that. Every tensor is on x's device. Buffers that are written must be contiguous and must
-    not overlap (the state may be the first part of the memory whose rest is inp). y and out may be buffers that are written, or
-    whole blocks of them, but no shifted part.
+    No gradient: use :func:`combine` for that. Every tensor is on x's device. Buffers that are written must be contiguous and
+    must not overlap (the state may be the first part of the memory whose rest is inp). y and out may be buffers that are
+    written, or whole blocks of them, but no shifted part.
 
     Raises:
         TypeError, ValueError: as :func:`combine`, and where a written buffer is not contiguous or overlaps another;
