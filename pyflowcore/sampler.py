@@ -95,7 +95,7 @@ class Sampler:
         Args:
             field: a ``pfc.Field`` or any callable ``field(x, t, **cond)``, then a velocity on the linear path.
             shape: of one sample; or
-            x0: the state at the plan's first time (noise at t = 0, data at t = 1), [B, *shape], any float dtype; not written.
+            x0: the state at the plan's first time (the noise, at t = 0), [B, *shape], any float dtype; not written.
             seeds: one integer per sample: sample i depends on its own seed only. Without them noise comes from torch's
                 generator, so ``torch.manual_seed`` works.
             batch: the number of samples where neither x0, seeds nor cond say it.

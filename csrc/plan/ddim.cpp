@@ -18,7 +18,7 @@ void leave_data(Builder& plan, int step) {
   PlanRow row;
   row.completes_step = true;
   plan.mark_grid(step);
-  if (plan.prediction() == Prediction::kVelocity && !plan.determines(Prediction::kNoise, t)) {
+  if (!plan.determines(Prediction::kNoise, t) && plan.determines(Prediction::kVelocity, t)) {
     row.b.push_back({plan.next_prediction(), end - t});
     plan.evaluate_at(t, step, std::move(row), Prediction::kVelocity);
     return;
