@@ -218,7 +218,8 @@ int Builder::evaluate_at(double t, int step, PlanRow row, Prediction working) {
 
 int Builder::evaluate_mixture_at(double t, int step, PlanRow row, const Mixture& mixture) {
   const Conversion k = convert(plan_.prediction, mixture, at(t));
-  if (!std::isfinite(k.p) || !std::isfinite(k.q))
+  // An infinite drift is no velocity, even where the velocity is infinite too.
+  if (!std::isfinite(mixture.data) || !std::isfinite(mixture.noise) || !std::isfinite(k.p) || !std::isfinite(k.q))
     refuse("solver '" + plan_.solver + "': its drift is not finite at t = " + number(t) + " on the " +
            name_of(plan_.path.kind) + " path for a field that predicts the " + name_of(plan_.prediction) +
            " (the score, or the diffusion w, is infinite there): begin or end the grid inside (0, 1)");
