@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -191,7 +193,7 @@ def test_dpmpp_2m_in_minus_log_sigma_is_another_method():
     sigmas = shifted(0.9, 0.02, 9)
     lam = -np.log(sigmas)
     x, past, states = X0, None, []
-    for i, (s, e) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+    for i, (s, e) in enumerate(itertools.pairwise(sigmas)):
         data = x - s * theirs(x, s)
         h = lam[i + 1] - lam[i]
         r = 0.0 if past is None else h / (lam[i] - lam[i - 1])
