@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import pyflowcore as pfc
-from benchmarks.peers import euler_scheduler
+from benchmarks.peers import PEERS, Peer, scheduler_of
 
 STEPS = 20
 SCALE = 4.0
@@ -54,31 +54,59 @@ def sampler_steps(solver: str, x0: Tensor, out: Tensor, guided: bool) -> tuple[C
     return call, plan.nfe
 
 
-def diffusers_loop(x0: Tensor, out: Tensor, guided: bool) -> Callable[[], Tensor] | str:
-    """The denoising loop of diffusers' flow pipelines, with its Euler scheduler; a reason where diffusers is missing.
+def peer_call(peer: Peer, x0: Tensor, out: Tensor, guided: bool) -> tuple[Callable[[], Tensor], int]:
+    """``pfc.Sampler`` on the levels of ``peer``, as one call, and its evaluations. The field's velocity is diffusers', which
+    points from data to noise."""
+    plan = pfc.plan(peer.solver, grid=pfc.grids.sigmas(peer.levels(STEPS)), **peer.options)
+    sampler = pfc.Sampler(plan, guidance=pfc.CFG(SCALE) if guided else None)
 
-    Choosing the timesteps is a part of the call, as planning the buffers is a part of Sampler's: a scheduler begins anew
-    in no other way.
+    def net(x: Tensor, t: Tensor, **_: object) -> Tensor:
+        return out
+
+    field = pfc.Field(net, sign=-1)
+    arguments: dict[str, Any] = {"x0": x0, "seeds": torch.arange(x0.shape[0])}
+    if guided:
+        cond, uncond = ({"y": torch.full((x0.shape[0],), value, device=x0.device)} for value in (1, 0))
+        arguments |= {"cond": cond, "uncond": uncond}
+
+    def call() -> Tensor:
+        samples = sampler(field, **arguments)
+        assert isinstance(samples, Tensor)
+        return samples
+
+    return call, plan.nfe
+
+
+def diffusers_loop(
+    x0: Tensor,
+    out: Tensor,
+    guided: bool,
+    peer: Peer = PEERS["Euler"],
+    noise: Callable[[int], Tensor] | None = None,
+) -> Callable[[], Tensor] | str:
+    """The denoising loop of diffusers' flow pipelines with the scheduler of ``peer``; a reason where diffusers is missing.
+
+    ``noise(i)`` is what step i of a scheduler that draws takes in place of its own: for checks, never where it is timed.
     """
-    scheduler: Any = euler_scheduler(STEPS)
+    scheduler = scheduler_of(peer, STEPS)
     if isinstance(scheduler, str):
         return scheduler
     timesteps = scheduler.timesteps.to(x0.device)
-    scheduler.set_begin_index(0)
 
     def call() -> Tensor:
-        scheduler._step_index = (
-            None  # begin again; the public way is to choose the timesteps anew, which costs more
-        )
+        scheduler.begin()
         x = x0
-        for t in timesteps:
+        for i, t in enumerate(timesteps):
             network_input = torch.cat([x, x]) if guided else x
             t.expand(network_input.shape[0])
             prediction = out
             if guided:
                 cond, uncond = prediction.chunk(2)
                 prediction = uncond + SCALE * (cond - uncond)
-            x = scheduler.step(prediction, t, x, return_dict=False)[0]
+            if noise is None:
+                x = scheduler.step(prediction, t, x, return_dict=False)[0]
+            else:
+                x = scheduler.step(prediction, t, x, variance_noise=noise(i), return_dict=False)[0]
         return x
 
     return call
