@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor
 from . import _core
 from ._library import PyflowcoreWarning
 from .buffers import FunctionalBuffers, InPlaceBuffers
+from .given_noise import GivenNoise, before_rows
 from .plans import Plan
+from .program import Program
 
 __all__ = ["Run", "Step", "Trajectory"]
 
@@ -47,7 +49,7 @@ class Step:
 
 
 def denoise_table(plan: Plan, sign: int) -> Tensor:
-    """A table whose rows only convert: their prediction is the data. Not finite where the data is undetermined."""
+    """A table whose rows, the plan's, only convert: their prediction is the data. Not finite where that is undetermined."""
     r = _core.record
     table = torch.zeros_like(plan.table)
     kind = _core.Prediction.__members__[plan.prediction]
@@ -84,24 +86,44 @@ class Run:
     """
 
     def __init__(
-        self, plan: Plan, table: Tensor, x0: Tensor, *, branches: list[int], stacked: bool, times: list[Tensor],
-        dtype: torch.dtype, guidance: Tensor | None, seeds: Tensor | None, differentiable: bool, keep_points: bool = False,
+        self, plan: Plan, program: Program, x0: Tensor, *, branches: list[int], stacked: bool, times: Sequence[Tensor],
+        dtype: torch.dtype, guidance: Tensor | None, seeds: Tensor | None, differentiable: bool,
+        noise: GivenNoise | None = None, keep_points: bool = False,
     ) -> None:  # fmt: skip
         self.plan = plan
-        self._branches, self._stacked, self._times = branches, stacked, times
-        self._guidance, self._seeds, self._table = guidance, seeds, table
+        self._stacked, self._guidance = stacked, guidance
         self._batch, self._device = x0.shape[0], x0.device
         self._shape, self._both = x0.shape, torch.Size((2 * x0.shape[0], *x0.shape[1:]))
-        self._facts = plan.facts
+        self._program, self._facts = program, program.facts
+        # What a step says besides its input.
+        self._due = [
+            (times[i], row.t, branches[i], i if program.origin is None else program.origin[i], row.step)
+            for i, row in enumerate(program.facts)
+        ]
         kind = FunctionalBuffers if differentiable else InPlaceBuffers
-        self.buffers = kind(plan, table, x0, branches, stacked, dtype, guidance, seeds, keep_points)
+        self.buffers = kind(program, x0, branches, stacked, dtype, guidance, seeds, keep_points)
+        self._advance, self._silent = self.buffers.advance, self.buffers.silent
+        if noise is not None and program.fills:
+            fill = before_rows(self.buffers, program.fills, noise)
+            self._advance = _after(fill, self._advance)
+            self._silent = _after(fill, self._silent)
         self._points_kept = keep_points
         self.nfe = 0
         self._row = 0
         self._pending: Step | None = None
         self._versions = -1, -1
-        # Called with the row that has just completed a step of the grid.
-        self.on_step: Callable[[int], None] | None = None
+        self._at_grid: list[Callable[[int], None]] = []
+
+    def at_grid(self, action: Callable[[int], None]) -> None:
+        """Has ``action(step)`` called after each step of the grid, after those that were added before."""
+        self._at_grid.append(action)
+
+    def begin(self, x0: Tensor) -> None:
+        """Starts once more, from another state of the same shape, in the memory that the run has."""
+        assert isinstance(self.buffers, InPlaceBuffers)
+        self.buffers.begin(x0)
+        self.nfe, self._row, self._pending = 0, 0, None
+        self.advance_silent()
 
     @property
     def x(self) -> Tensor:
@@ -116,14 +138,15 @@ class Run:
     def advance_silent(self) -> None:
         """Runs the rows up to the next evaluation. Once before the first step; afterwards ``step`` does it."""
         while self._row < len(self._facts) and not self._facts[self._row].evaluates:
-            self.buffers.advance(self._row, None, None)
+            self._silent(self._row)
             self._finish_row()
 
     def _finish_row(self) -> None:
         row = self._row
         self._row += 1
-        if self.on_step is not None and self._facts[row].completes_step:
-            self.on_step(row)
+        if self._at_grid and self._facts[row].completes_step:
+            for action in self._at_grid:
+                action(self._facts[row].step)
 
     def __iter__(self) -> Iterator[Step]:
         while not self.done:
@@ -139,11 +162,9 @@ class Run:
         if self.done:
             raise RuntimeError("the run is done: run.x has the samples")
         if self._pending is None:
-            row = self._facts[self._row]
-            x = self.buffers.inputs(self._row)
-            time = self._times[self._row]
-            self._versions = version_of(x), version_of(time)
-            self._pending = Step(x, time, row.t, self._branches[self._row], self._row, row.step)
+            row = self._row
+            step = self._pending = Step(self.buffers.inputs(row), *self._due[row])
+            self._versions = version_of(step.x), version_of(step.time)
         return self._pending
 
     def step(self, out: Tensor, uncond: Tensor | None = None) -> None:
@@ -162,7 +183,7 @@ class Run:
         self._check(out, uncond, step)
         if uncond is not None and step.branches == 1:
             uncond = None  # outside the interval, or scale 1: the conditional output alone
-        self.buffers.advance(step.row, out, uncond)
+        self._advance(self._row, out, uncond)
         self._pending = None
         self.nfe += 1
         self._finish_row()
@@ -204,16 +225,33 @@ class Run:
                 stacklevel=4,
             )
 
-    def denoised(self, out: Tensor, uncond: Tensor | None, table: Tensor) -> Tensor | None:
-        """The predicted data at the pending evaluation, state's dtype; None where the prediction does not determine it."""
+    def spread_rows(self, tensor: Tensor) -> Tensor:
+        """A tensor whose first dimension is the plan's rows, for the rows that this run executes."""
+        return self._program.spread_rows(tensor)
+
+    def denoised(
+        self, out: Tensor, uncond: Tensor | None, table: Tensor, determined: list[bool]
+    ) -> Tensor | None:
+        """The predicted data at the pending evaluation, state's dtype, by :func:`denoise_table`'s table, spread; None where the
+        prediction does not determine it."""
         if not self._points_kept:
             raise RuntimeError(
                 "this run does not keep its points: only the Sampler's own loop with a callback does"
             )
-        step = self.next()
-        if not bool(torch.isfinite(table[step.row]).all()):
+        self.next()
+        if not determined[self._row]:
             return None
         outs = [out] if uncond is None else [out, uncond]
-        point = self.buffers.point(step.row).to(self.buffers.x.dtype)
-        _, _, d = torch.ops.pyflowcore.combine(point, None, [], outs, self._guidance, None, table, step.row)
+        point = self.buffers.point(self._row).to(self.buffers.x.dtype)
+        _, _, d = torch.ops.pyflowcore.combine(point, None, [], outs, self._guidance, None, table, self._row)
         return d
+
+
+def _after(fill: Callable[[int], None], advance: Callable[..., None]) -> Callable[..., None]:
+    """Fills a row's given noise, then runs it."""
+
+    def both(row: int, *outs: Tensor | None) -> None:
+        fill(row)
+        advance(row, *outs)
+
+    return both
