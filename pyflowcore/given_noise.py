@@ -44,11 +44,11 @@ class GivenNoise:
             ]:
                 raise ValueError(f"noise has the key {unknown[0]!r}, allowed are draw indices and 'start'")
             self.mapping = noise
-        elif isinstance(noise, Sequence) and not isinstance(noise, (str, bytes)):
+        elif isinstance(noise, (list, tuple)):
             if noise and all(isinstance(value, torch.Generator) for value in noise):
-                self.generators = list(noise)  # type: ignore[arg-type]
+                self.generators = list(noise)
             else:
-                self.mapping = dict(enumerate(noise))  # type: ignore[arg-type]
+                self.mapping = dict(enumerate(noise))
         elif callable(noise):
             self.function = noise
         else:
