@@ -2,6 +2,7 @@
 
 from . import grids, ops, paths
 from ._library import PyflowcoreWarning, cpu_isa, select_cpu_isa
+from .capture import CapturedRun
 from .field import Field
 from .guidance import CFG
 from .info import Info, info
@@ -12,6 +13,7 @@ from .sampler import Sampler
 
 __all__ = [
     "CFG",
+    "CapturedRun",
     "Field",
     "Info",
     "Interpolated",

@@ -91,7 +91,8 @@ class Run:
         noise: GivenNoise | None = None, keep_points: bool = False,
     ) -> None:  # fmt: skip
         self.plan = plan
-        self._stacked, self._guidance = stacked, guidance
+        self.branches, self.guidance = branches, guidance
+        self._stacked = stacked
         self._batch, self._device = x0.shape[0], x0.device
         self._shape, self._both = x0.shape, torch.Size((2 * x0.shape[0], *x0.shape[1:]))
         self._program, self._facts = program, program.facts
@@ -243,7 +244,7 @@ class Run:
             return None
         outs = [out] if uncond is None else [out, uncond]
         point = self.buffers.point(self._row).to(self.buffers.x.dtype)
-        _, _, d = torch.ops.pyflowcore.combine(point, None, [], outs, self._guidance, None, table, self._row)
+        _, _, d = torch.ops.pyflowcore.combine(point, None, [], outs, self.guidance, None, table, self._row)
         return d
 
 

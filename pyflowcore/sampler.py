@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import branches, conditions
+from .capture import CapturedRun
 from .edits import Hook, Inpaint, hook_edit, inpaint_edit
 from .field import Field, as_field
 from .given_noise import Noise, as_noise
@@ -174,6 +175,53 @@ class Sampler:
         with torch.set_grad_enabled(enable_grad):
             return self._drive(run, facts, evaluate, callback, progress, return_trajectory)
 
+    def capture(
+        self,
+        field: Field | Callable[..., Tensor],
+        *,
+        shape: Sequence[int],
+        batch: int | None = None,
+        cond: dict[str, Any] | None = None,
+        uncond: dict[str, Any] | None = None,
+        shared: dict[str, Any] | None = None,
+        guidance_scale: Scale | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        warmup: int = 1,
+    ) -> CapturedRun:
+        """The whole trajectory as one CUDA graph, which :class:`CapturedRun` replays with new seeds, x0, conditions and scales.
+
+        On a device other than CUDA the same object runs the trajectory eagerly, in the same buffers, and says so by a
+        ``PyflowcoreWarning`` and ``graph.captured``.
+
+        Args:
+            field, cond, uncond, shared, guidance_scale: as in the call; the conditions are examples, of the shapes and dtypes
+                that are to come, and fill the buffers until others are given. The field must not synchronise, nor choose its
+                way by values.
+            shape, batch: of the samples; the batch may follow from cond.
+            device: default that of cond's tensors, else of the field's parameters, else the CPU.
+            dtype: of the state, float32 (default) or float64.
+            warmup: trajectories that run before the capture.
+        """
+        facts = as_field(field)
+        self._check_field(facts)
+        cond, uncond, shared = _mapping(cond, "cond"), _mapping(uncond, "uncond"), _mapping(shared, "shared")
+        if both := sorted(set(cond) & set(shared)):
+            raise ValueError(f"shared and cond both have {', '.join(both)}")
+        batch = conditions.batch_of(cond) if batch is None else count_of(None, batch)
+        if batch is None:
+            raise ValueError("batch must be given: nothing else says how many samples")
+        if dtype not in (None, torch.float32, torch.float64):
+            raise TypeError(f"dtype, the state's, must be float32 or float64, got {dtype}")
+        if device is None:
+            tensor = conditions.first_tensor(cond)
+            device = facts.device() if tensor is None else tensor.device
+        place = torch.empty(0, device=device).device  # with the index that "cuda" leaves out
+        return CapturedRun(
+            self, facts, shape=shape, batch=batch, cond=cond, uncond=uncond, shared=shared, guidance_scale=guidance_scale,
+            device=place, dtype=dtype or torch.float32, warmup=warmup,
+        )  # fmt: skip
+
     # ------------------------------------------------------------------------------------------------------ parts
     def _check_field(self, field: Field) -> None:
         if field.prediction != self.plan.prediction:
@@ -186,7 +234,7 @@ class Sampler:
     def _start(
         self, field: Field, begin: Begin, *, guided: bool, guidance_scale: Scale | None, enable_grad: bool, stacked: bool,
         edits: tuple[Hook | None, Tensor | None, Tensor | None, str] = (None, None, None, "start"),
-        keep_points: bool = False,
+        keep_points: bool = False, scale_per_sample: bool = False,
     ) -> Run:  # fmt: skip
         plan, (hook, mask, known, known_noise) = self.plan, edits
         fresh = mask is not None and known_noise == "fresh" and begin.noise is None
@@ -200,6 +248,8 @@ class Sampler:
         state = start.state
         inpaint = Inpaint.of(mask, known, known_noise, state)
         counts, guidance = branches.scales_of(plan, self.guidance, state, guided, guidance_scale, enable_grad)
+        if scale_per_sample and guidance is not None:
+            guidance = guidance.expand(*guidance.shape[:-1], state.shape[0]).contiguous()
         times = self._times(field, state, counts, stacked)
         program = program_of(plan, field.sign)
         if hook is not None or inpaint is not None:
