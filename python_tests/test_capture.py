@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from unittest import mock
 
 import pytest
 import torch
@@ -279,3 +280,66 @@ def test_repr_and_double():
     graph = capture(pfc.Sampler(pfc.plan("euler", 3)), drift, batch=2, dtype=torch.float64)
     assert graph(seeds=[1, 2]).dtype == torch.float64
     assert repr(graph).endswith("batch=2, shape=(2, 7), device='cpu', captured=False)")
+
+
+# ------------------------------------------------------------------------------- the graph's own calls, with torch.cuda's names
+class Recorder:
+    """Stands in for torch.cuda: every name and signature is the real one's, nothing needs a device."""
+
+    NAMES = ("Stream", "CUDAGraph", "Event", "graph", "stream", "device", "current_stream")
+
+    def __init__(self, monkeypatch, graph):
+        self.log = []
+        self.trajectory = graph._trajectory
+        real = {name: getattr(torch.cuda, name) for name in self.NAMES}
+        for name in self.NAMES:
+            monkeypatch.setattr(torch.cuda, name, self.fake(name, real))
+
+        def counted():
+            self.log.append("trajectory")
+            self.trajectory()
+
+        monkeypatch.setattr(graph, "_trajectory", counted)
+
+    def fake(self, name, real):
+        made = mock.create_autospec(real[name])
+        if name in ("stream", "device", "graph"):
+            answer = mock.MagicMock()
+        else:
+            answer = mock.create_autospec(real["Stream" if name == "current_stream" else name], instance=True)
+
+        def call(*args, **kwargs):
+            self.log.append(name)
+            return mock.DEFAULT
+
+        made.side_effect, made.return_value = call, answer
+        if name in ("stream", "graph"):
+            answer.__enter__.side_effect = lambda *a: self.log.append(f"in {name}")
+            answer.__exit__.side_effect = lambda *a: self.log.append(f"out of {name}")
+        if name == "CUDAGraph":
+            answer.replay.side_effect = lambda: (self.log.append("replay"), self.trajectory())
+        if name in ("Stream", "current_stream"):
+            answer.wait_stream.side_effect = lambda stream: self.log.append(f"{name} waits")
+            answer.wait_event.side_effect = lambda event: self.log.append(f"{name} waits for event")
+        if name == "Event":
+            answer.record.side_effect = lambda stream: self.log.append("recorded")
+        return made
+
+
+def test_the_order_of_the_capture_and_of_a_replay(monkeypatch):
+    sampler = pfc.Sampler(pfc.plan("heun", 3))
+    graph = capture(sampler, drift, batch=2)
+    recorder = Recorder(monkeypatch, graph)
+    with torch.no_grad():
+        graph._capture(2)
+    log = [entry for entry in recorder.log if entry not in ("device", "stream", "graph")]
+    assert log == [
+        "current_stream", "Stream", "Stream waits", "in stream", "trajectory", "trajectory", "out of stream",
+        "current_stream waits", "CUDAGraph", "in graph", "trajectory", "out of graph", "Event", "recorded",
+    ]  # fmt: skip
+    recorder.log.clear()
+    found = graph(seeds=[1, 2])
+    assert [entry for entry in recorder.log if entry != "current_stream"] == [
+        "current_stream waits for event", "replay", "recorded",
+    ]  # fmt: skip
+    assert torch.equal(found, sampler(drift, shape=SHAPE, seeds=[1, 2]))
