@@ -11,6 +11,7 @@ from torch import Tensor
 from . import _core
 from .buffers import FunctionalBuffers, InPlaceBuffers
 from .given_noise import GivenNoise
+from .guidance import seen
 from .plans import Plan
 
 __all__ = ["FRESH", "Hook", "Inpaint", "hook_edit", "inpaint_edit"]
@@ -90,26 +91,27 @@ class Inpaint:
         if mask.dtype != torch.bool:
             if not mask.is_floating_point():
                 raise TypeError(f"mask must be bool or floating point, got {mask.dtype}")
-            # On a device, looking would stop the host.
-            if mask.device.type == "cpu" and not bool(((mask >= 0) & (mask <= 1)).all()):
+            if seen(mask) and not bool(((mask >= 0) & (mask <= 1)).all()):
                 raise ValueError("mask must lie in [0, 1]")
             mask = mask.to(dtype=state.dtype)
         whole = known.to(device=state.device, dtype=state.dtype).expand(state.shape)
         return Inpaint(mask.to(state.device), whole.contiguous(), known_noise == "fresh")
 
-    def table(self, plan: Plan, from_seeds: bool) -> Tensor:
-        """Row n makes, beside x = known, the point alpha known + sigma noise at times[n + 1]; the noise is slot 0, or drawn."""
-        alpha, sigma, _, _ = plan.path.coefficients(plan.times[1:])
-        table = torch.zeros(plan.steps, _R["width"], dtype=torch.float64)
-        table[:, _R["store"]] = -1.0
-        table[:, _R["in_scale"]] = table[:, _R["a"]] = 1.0
-        table[:, _R["c"]] = torch.from_numpy(alpha)
-        table[:, _R["c_minus_1"]] = table[:, _R["c"]] - 1.0
-        table[:, _R["draw"] : _R["draw"] + _R["max_draws"]] = -1.0
-        if from_seeds:
-            table[:, _R["draw"]] = torch.arange(FRESH, FRESH + plan.steps, dtype=torch.float64)
-        table[:, _R["r"] if from_seeds else _R["e"]] = torch.from_numpy(sigma)
-        return table
+
+@torch.compiler.assume_constant_result
+def level_table(plan: Plan, from_seeds: bool) -> Tensor:
+    """Row n makes, beside x = known, the point alpha known + sigma noise at times[n + 1]; the noise is slot 0, or drawn."""
+    alpha, sigma, _, _ = plan.path.coefficients(plan.times[1:])
+    table = torch.zeros(plan.steps, _R["width"], dtype=torch.float64)
+    table[:, _R["store"]] = -1.0
+    table[:, _R["in_scale"]] = table[:, _R["a"]] = 1.0
+    table[:, _R["c"]] = torch.from_numpy(alpha)
+    table[:, _R["c_minus_1"]] = table[:, _R["c"]] - 1.0
+    table[:, _R["draw"] : _R["draw"] + _R["max_draws"]] = -1.0
+    if from_seeds:
+        table[:, _R["draw"]] = torch.arange(FRESH, FRESH + plan.steps, dtype=torch.float64)
+    table[:, _R["r"] if from_seeds else _R["e"]] = torch.from_numpy(sigma)
+    return table
 
 
 def inpaint_edit(
@@ -125,7 +127,7 @@ def inpaint_edit(
         raise ValueError(
             "known_noise='fresh' draws from seeds or generators, but noise gives tensors: use known_noise='start'"
         )
-    table = inpaint.table(plan, from_seeds=inpaint.fresh and noise is None)
+    table = level_table(plan, inpaint.fresh and noise is None)
     kept = torch.empty_like(inpaint.known) if generated else None if inpaint.fresh else inpaint.noise
     seeds = seeds if inpaint.fresh and noise is None else None
     mask, known = inpaint.mask, inpaint.known

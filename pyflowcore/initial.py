@@ -120,9 +120,16 @@ def _from_noise(plan: Plan, begin: Begin, shape: Sequence[int], keep_noise: bool
 
 def _from_data(plan: Plan, begin: Begin, data: Tensor, keys: Tensor | None) -> Start:
     """alpha x1 + sigma noise at the plan's first time. Three operations, each rounded: the same bits in any batch."""
-    alpha, sigma, _, _ = plan.path.coefficients([plan.times[0]])
+    alpha, sigma = _first_level(plan)
     noise, keys = _noise(begin, data.shape, data.dtype, data.device, keys)
-    return Start(data * float(alpha[0]) + noise * float(sigma[0]), keys, noise)
+    return Start(data * alpha + noise * sigma, keys, noise)
+
+
+@torch.compiler.assume_constant_result
+def _first_level(plan: Plan) -> tuple[float, float]:
+    """alpha and sigma at the plan's first time."""
+    alpha, sigma, _, _ = plan.path.coefficients([plan.times[0]])
+    return float(alpha[0]), float(sigma[0])
 
 
 def _noise(

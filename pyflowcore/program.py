@@ -49,13 +49,19 @@ class Program(NamedTuple):
         return tensor if self.origin is None else tensor[list(self.origin)]
 
 
-def program_of(plan: Plan, sign: int) -> Program:
-    """The plan's rows, for a field that predicts the plan's prediction (sign 1) or its negative (-1)."""
+# Of plans and numbers alone, so a compiled function may take what it returned when it was traced.
+@torch.compiler.assume_constant_result
+def program_of(plan: Plan, sign: int, *, edited: bool = False, given: bool = False) -> Program:
+    """The plan's rows, for a field that predicts the plan's prediction (sign 1) or its negative (-1); in halves for a state
+    that is edited, and with slots for draws that are given."""
     table = plan.table
     if sign == -1:
         table = table.clone()
         table[:, _R["q"]] *= -1.0
-    return Program(table, plan.facts, plan.slots)
+    program = Program(table, plan.facts, plan.slots)
+    if edited:
+        program = halves(program, plan.times)
+    return draws_as_slots(program) if given else program
 
 
 def halves(program: Program, times: Sequence[float]) -> Program:

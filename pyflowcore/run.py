@@ -48,8 +48,10 @@ class Step:
     index: int
 
 
-def denoise_table(plan: Plan, sign: int) -> Tensor:
-    """A table whose rows, the plan's, only convert: their prediction is the data. Not finite where that is undetermined."""
+@torch.compiler.assume_constant_result
+def denoise_table(plan: Plan, sign: int, origin: tuple[int, ...] | None) -> tuple[Tensor, list[bool]]:
+    """A table whose rows, the plan's or those that come from them, only convert: their prediction is the data; and which rows
+    determine it."""
     r = _core.record
     table = torch.zeros_like(plan.table)
     kind = _core.Prediction.__members__[plan.prediction]
@@ -66,12 +68,18 @@ def denoise_table(plan: Plan, sign: int) -> Tensor:
         ):
             table[i, r[name]] = value
         table[i, r["draw"] : r["draw"] + r["max_draws"]] = -1.0
-    return table
+    table = table if origin is None else table[list(origin)]
+    return table, table.isfinite().all(1).tolist()
 
 
 def version_of(x: Tensor) -> int:
     """Counts the writes to a tensor. Inside torch.inference_mode() tensors count none, and writes go unseen."""
     return -1 if x.is_inference() else x._version
+
+
+def _not_watched(x: Tensor) -> int:
+    """A compiled function cannot ask, and its graph knows every write."""
+    return -1
 
 
 class Run:
@@ -95,7 +103,7 @@ class Run:
         self._stacked = stacked
         self._batch, self._device = x0.shape[0], x0.device
         self._shape, self._both = x0.shape, torch.Size((2 * x0.shape[0], *x0.shape[1:]))
-        self._program, self._facts = program, program.facts
+        self._facts, self._origin = program.facts, program.origin
         # What a step says besides its input.
         self._due = [
             (times[i], row.t, branches[i], i if program.origin is None else program.origin[i], row.step)
@@ -112,6 +120,7 @@ class Run:
         self.nfe = 0
         self._row = 0
         self._pending: Step | None = None
+        self.version_of = _not_watched if torch.compiler.is_compiling() else version_of
         self._versions = -1, -1
         self._at_grid: list[Callable[[int], None]] = []
 
@@ -165,6 +174,7 @@ class Run:
         if self._pending is None:
             row = self._row
             step = self._pending = Step(self.buffers.inputs(row), *self._due[row])
+            version_of = self.version_of
             self._versions = version_of(step.x), version_of(step.time)
         return self._pending
 
@@ -199,6 +209,7 @@ class Run:
             if uncond.dtype != out.dtype:
                 raise TypeError(f"uncond is {uncond.dtype}, out is {out.dtype}; they must agree")
         # Writing into the input would change the state unseen, writing into the time what a second call sees.
+        version_of = self.version_of
         if (version_of(step.x), version_of(step.time)) != self._versions:
             name = "x" if version_of(step.x) != self._versions[0] else "time"
             raise ValueError(
@@ -226,26 +237,26 @@ class Run:
                 stacklevel=4,
             )
 
-    def spread_rows(self, tensor: Tensor) -> Tensor:
-        """A tensor whose first dimension is the plan's rows, for the rows that this run executes."""
-        return self._program.spread_rows(tensor)
-
-    def denoised(
-        self, out: Tensor, uncond: Tensor | None, table: Tensor, determined: list[bool]
-    ) -> Tensor | None:
-        """The predicted data at the pending evaluation, state's dtype, by :func:`denoise_table`'s table, spread; None where the
+    def denoiser(self, sign: int) -> Callable[[Tensor, Tensor | None], Tensor | None]:
+        """What gives the predicted data at the pending evaluation, state's dtype, from the field's output; None where its
         prediction does not determine it."""
         if not self._points_kept:
             raise RuntimeError(
                 "this run does not keep its points: only the Sampler's own loop with a callback does"
             )
-        self.next()
-        if not determined[self._row]:
-            return None
-        outs = [out] if uncond is None else [out, uncond]
-        point = self.buffers.point(self._row).to(self.buffers.x.dtype)
-        _, _, d = torch.ops.pyflowcore.combine(point, None, [], outs, self.guidance, None, table, self._row)
-        return d
+        table, determined = denoise_table(self.plan, sign, self._origin)
+
+        def denoised(out: Tensor, uncond: Tensor | None) -> Tensor | None:
+            self.next()
+            row = self._row
+            if not determined[row]:
+                return None
+            outs = [out] if uncond is None else [out, uncond]
+            point = self.buffers.point(row).to(self.buffers.x.dtype)
+            _, _, d = torch.ops.pyflowcore.combine(point, None, [], outs, self.guidance, None, table, row)
+            return d
+
+        return denoised
 
 
 def _after(fill: Callable[[int], None], advance: Callable[..., None]) -> Callable[..., None]:

@@ -16,8 +16,8 @@ from .given_noise import Noise, as_noise
 from .guidance import CFG, Scale
 from .initial import Begin, count_of, seeds_once, start_of
 from .plans import Plan
-from .program import draws_as_slots, halves, program_of
-from .run import Run, Trajectory, denoise_table, version_of
+from .program import program_of
+from .run import Run, Trajectory
 
 __all__ = ["Sampler"]
 
@@ -251,17 +251,18 @@ class Sampler:
         if scale_per_sample and guidance is not None:
             guidance = guidance.expand(*guidance.shape[:-1], state.shape[0]).contiguous()
         times = self._times(field, state, counts, stacked)
-        program = program_of(plan, field.sign)
-        if hook is not None or inpaint is not None:
-            program = halves(program, plan.times)
+        noise = begin.noise if plan.draws else None
+        program = program_of(
+            plan, field.sign, edited=hook is not None or inpaint is not None, given=noise is not None
+        )
+        if program.origin is not None:
             counts, times = program.spread(counts), program.spread(times)
             guidance = None if guidance is None else program.spread_rows(guidance)
-        if begin.noise is not None and plan.draws:
-            program = draws_as_slots(program)
-            begin.noise.check(program.draws(), state)
+        if noise is not None:
+            noise.check(program.draws(), state)
         run = Run(
             plan, program, state, branches=counts, stacked=stacked, times=times, dtype=field.dtype or state.dtype,
-            guidance=guidance, seeds=start.seeds, differentiable=enable_grad, noise=begin.noise, keep_points=keep_points,
+            guidance=guidance, seeds=start.seeds, differentiable=enable_grad, noise=noise, keep_points=keep_points,
         )  # fmt: skip
         if hook is not None:
             run.at_grid(hook_edit(hook, run.buffers, plan.times))
@@ -287,8 +288,7 @@ class Sampler:
         self, run: Run, field: Field, evaluate: Callable[..., tuple[Tensor, Tensor | None]], callback: Callback | None,
         progress: bool, return_trajectory: bool,
     ) -> Tensor | Trajectory:  # fmt: skip
-        table = None if callback is None else run.spread_rows(denoise_table(self.plan, field.sign))
-        determined = [] if table is None else table.isfinite().all(1).tolist()
+        denoiser = None if callback is None else run.denoiser(field.sign)
         bar = _progress_bar(self.plan.steps) if progress else None
         states = [run.buffers.x.clone()] if return_trajectory else []
         denoised: Tensor | None = None
@@ -296,9 +296,9 @@ class Sampler:
         def on_step(index: int) -> None:
             if callback is not None:
                 x = run.buffers.x
-                before = version_of(x)
+                before = run.version_of(x)
                 callback(index, run.nfe, self.plan.times[index + 1], x, denoised)
-                if version_of(x) != before:
+                if run.version_of(x) != before:
                     raise ValueError(
                         "callback wrote into x, the trajectory's own buffer; it may read it, or clone it"
                     )
@@ -310,12 +310,12 @@ class Sampler:
         if callback is not None or bar is not None or return_trajectory:
             run.at_grid(on_step)
         run.advance_silent()
-        last = _last_evaluations(self.plan) if table is not None else set()
+        last = _last_evaluations(self.plan) if denoiser is not None else ()
         try:
             for step in run:
                 out, uncond = evaluate(step)
-                if table is not None and step.row in last:
-                    denoised = run.denoised(out, uncond, table, determined)
+                if denoiser is not None and last[step.row]:
+                    denoised = denoiser(out, uncond)
                 run.step(out, uncond)
         finally:
             if bar is not None:
@@ -325,15 +325,16 @@ class Sampler:
         return run.x
 
 
-def _last_evaluations(plan: Plan) -> set[int]:
-    """The rows that make the last evaluation of a step; rows without one may follow before the step is complete."""
-    last: set[int] = set()
+@torch.compiler.assume_constant_result
+def _last_evaluations(plan: Plan) -> tuple[bool, ...]:
+    """For each row whether it makes the last evaluation of a step; rows without one may follow before the step is complete."""
+    last = [False] * len(plan.facts)
     latest: int | None = None
     for i, row in enumerate(plan.facts):
         latest = i if row.evaluates else latest
         if row.completes_step and latest is not None:
-            last.add(latest)
-    return last
+            last[latest] = True
+    return tuple(last)
 
 
 def _no_net(x: Tensor, t: Tensor) -> Tensor:
