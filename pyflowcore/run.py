@@ -105,10 +105,11 @@ class Run:
         self._shape, self._both = x0.shape, torch.Size((2 * x0.shape[0], *x0.shape[1:]))
         self._facts, self._origin = program.facts, program.origin
         # What a step says besides its input.
-        self._due = [
-            (times[i], row.t, branches[i], i if program.origin is None else program.origin[i], row.step)
-            for i, row in enumerate(program.facts)
-        ]
+        facts = program.facts
+        origin = range(len(facts)) if program.origin is None else program.origin
+        self._due = list(
+            zip(times, [row.t for row in facts], branches, origin, [row.step for row in facts], strict=True)
+        )
         kind = FunctionalBuffers if differentiable else InPlaceBuffers
         self.buffers = kind(program, x0, branches, stacked, dtype, guidance, seeds, keep_points)
         self._advance, self._silent = self.buffers.advance, self.buffers.silent
