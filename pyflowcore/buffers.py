@@ -42,14 +42,16 @@ class InPlaceBuffers:
         stack = x0.new_empty((most * batch, *x0.shape[1:]), dtype=dtype) if cast or most > 1 else None
         # The state is the first part of the stack.
         shared = stack is not None and not cast and not moves
-        self._begins = [] if stack is None or not batch else list(stack.split(batch))
+        self._begins: list[Tensor] = []
+        if stack is not None and batch:
+            self._begins.extend(stack.split(batch))
+            self.begin(x0)
         if shared and stack is not None:
             self.x, y = stack[:batch], None
         else:
-            self.x = torch.empty_like(x0, memory_format=torch.contiguous_format)
+            self.x = x0.clone(memory_format=torch.contiguous_format)
             self._begins.append(self.x)
             y = torch.empty_like(self.x) if moves and (stack is None or cast) else None
-        self.begin(x0)
 
         counts = {1, *branches} if stacked else {1}
         # Views are made once for each number of branches: rows share them.
@@ -85,7 +87,7 @@ class InPlaceBuffers:
             self._result = torch.empty_like(self.x, memory_format=torch.contiguous_format)
             self._calls[-1] = (None, self._result, None)
         # The next point of an edited state is the state itself, where the field reads it.
-        self._idle = frozenset(i for i in program.y_halves if self._calls[i] == (None, None, None))
+        self._idle = [i for i in program.y_halves if self._calls[i] == (None, None, None)]
 
     def begin(self, x0: Tensor) -> None:
         """Puts the trajectory at its start, in the memory that it has."""

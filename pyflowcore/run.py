@@ -104,6 +104,8 @@ class Run:
         self._batch, self._device = x0.shape[0], x0.device
         self._shape, self._both = x0.shape, torch.Size((2 * x0.shape[0], *x0.shape[1:]))
         self._facts, self._origin = program.facts, program.origin
+        # Where the loop stops for the caller: at evaluations, and at the end.
+        self._stops = [*[row.evaluates for row in program.facts], True]
         # What a step says besides its input.
         facts = program.facts
         origin = range(len(facts)) if program.origin is None else program.origin
@@ -148,7 +150,7 @@ class Run:
 
     def advance_silent(self) -> None:
         """Runs the rows up to the next evaluation. Once before the first step; afterwards ``step`` does it."""
-        while self._row < len(self._facts) and not self._facts[self._row].evaluates:
+        while not self._stops[self._row]:
             self._silent(self._row)
             self._finish_row()
 
@@ -199,7 +201,8 @@ class Run:
         self._pending = None
         self.nfe += 1
         self._finish_row()
-        self.advance_silent()
+        if not self._stops[self._row]:
+            self.advance_silent()
 
     def _check(self, out: Tensor, uncond: Tensor | None, step: Step) -> None:
         """Nothing but comparisons where all is well."""
