@@ -2,6 +2,7 @@
 
 from . import grids, ops, paths, plot
 from ._library import PyflowcoreWarning, cpu_isa, select_cpu_isa
+from .capture import CapturedRun
 from .field import Field
 from .fit import Fit, fit_plan
 from .guidance import CFG
@@ -13,6 +14,7 @@ from .sampler import Sampler
 
 __all__ = [
     "CFG",
+    "CapturedRun",
     "Field",
     "Fit",
     "Info",

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import conditions
 from ._library import PyflowcoreWarning
 from .field import Field
-from .guidance import CFG, Scale, as_scale
+from .guidance import CFG, Scale, as_scale, seen
 from .plans import Plan
 
 __all__ = ["batches", "evaluator", "guided", "scales_of"]
@@ -80,7 +80,7 @@ def scales_of(
             return branches, None
         most = torch.finfo(state.dtype).max
         if isinstance(scales, Tensor):
-            if scales.device.type == "cpu" and bool((scales.detach().abs() > most).any()):
+            if seen(scales) and bool((scales.detach().abs() > most).any()):
                 raise ValueError(f"guidance scale must be finite in {state.dtype}, the largest is {most:.3g}")
             return branches, scales.to(device=state.device, dtype=state.dtype).contiguous()
         if abs(scales) > most:
@@ -105,6 +105,7 @@ def evaluator(
         return lambda step: (net(step.x, step.time, **(both if step.branches == 2 else single)), None)
     if split is not None:
         null = {**split, **shared}
+        watched = not torch.compiler.is_compiling()  # its graph has no memory yet
 
         def by_calls(step: Any) -> tuple[Tensor, Tensor | None]:
             out = net(step.x, step.time, **single)
@@ -112,7 +113,8 @@ def evaluator(
                 return out, None
             other = net(step.x, step.time, **null)
             if (
-                isinstance(out, Tensor)
+                watched
+                and isinstance(out, Tensor)
                 and isinstance(other, Tensor)
                 and out.numel()
                 and out.data_ptr() == other.data_ptr()

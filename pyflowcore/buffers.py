@@ -1,5 +1,6 @@
 """The memory of one trajectory and how a row runs on it: in place through ``combine_``, or through ``combine`` where
-gradients are wanted. Both have the same face: ``inputs(row)``, ``advance(row, ...)``, ``x``, ``point``.
+gradients are wanted. Both have the same face: ``inputs(row)``, ``advance(row, ...)``, ``silent(row)``, ``x``, ``set_x``,
+``slot_to_fill``, ``point``.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .ops.combine import mark_written
-from .plans import Plan
+from .program import Program
 
 __all__ = ["FunctionalBuffers", "InPlaceBuffers"]
 
@@ -29,25 +30,27 @@ class InPlaceBuffers:
     """
 
     def __init__(
-        self, plan: Plan, table: Tensor, x0: Tensor, branches: list[int], stacked: bool, dtype: torch.dtype,
+        self, program: Program, x0: Tensor, branches: list[int], stacked: bool, dtype: torch.dtype,
         guidance: Tensor | None, seeds: Tensor | None, keep_points: bool = False,
     ) -> None:  # fmt: skip
-        rows = plan.facts
-        self._table, self._guidance, self._seeds = table, guidance, seeds
+        rows = program.facts
+        self._table, self._guidance, self._seeds = program.table, guidance, seeds
         batch, most = x0.shape[0], max(branches) if stacked else 1
         moves = any(not row.point_is_state for row in rows)
         cast = dtype != x0.dtype or any(row.in_scale != 1.0 for row in rows)
-        self.slots = x0.new_empty((plan.slots, *x0.shape)) if plan.slots else None
+        self.slots = x0.new_empty((program.slots, *x0.shape)) if program.slots else None
         stack = x0.new_empty((most * batch, *x0.shape[1:]), dtype=dtype) if cast or most > 1 else None
         # The state is the first part of the stack.
         shared = stack is not None and not cast and not moves
-        if stack is not None:
-            for part in stack.split(batch) if batch else ():
-                part.copy_(x0)
+        self._begins: list[Tensor] = []
+        if stack is not None and batch:
+            self._begins.extend(stack.split(batch))
+            self.begin(x0)
         if shared and stack is not None:
             self.x, y = stack[:batch], None
         else:
             self.x = x0.clone(memory_format=torch.contiguous_format)
+            self._begins.append(self.x)
             y = torch.empty_like(self.x) if moves and (stack is None or cast) else None
 
         counts = {1, *branches} if stacked else {1}
@@ -83,6 +86,13 @@ class InPlaceBuffers:
             # The samples get memory of their own from the last row, whose point is the state, and not by a copy after it.
             self._result = torch.empty_like(self.x, memory_format=torch.contiguous_format)
             self._calls[-1] = (None, self._result, None)
+        # The next point of an edited state is the state itself, where the field reads it.
+        self._idle = [i for i in program.y_halves if self._calls[i] == (None, None, None)]
+
+    def begin(self, x0: Tensor) -> None:
+        """Puts the trajectory at its start, in the memory that it has."""
+        for part in self._begins:
+            part.copy_(x0)
 
     def inputs(self, row: int) -> Tensor:
         """The field's input for a row: [B, ...] or stacked [J B, ...]."""
@@ -105,6 +115,20 @@ class InPlaceBuffers:
             # The caller's graph may hold the input that was just overwritten: its backward must fail, not be wrong.
             mark_written(self.x, y_out, inp, self.slots)
 
+    def silent(self, row: int) -> None:
+        """Runs a row that evaluates nothing."""
+        if row not in self._idle:
+            self.advance(row, None, None)
+
+    def set_x(self, x: Tensor) -> None:
+        """Replaces the state at a grid point; between the halves of a row."""
+        self.x.copy_(x)
+
+    def slot_to_fill(self, slot: int) -> Tensor:
+        """A slot's memory, to be written."""
+        assert self.slots is not None
+        return self.slots[slot]
+
     def result(self) -> Tensor:
         """The samples, once the last row has run; in memory of their own."""
         return self._result
@@ -114,15 +138,15 @@ class FunctionalBuffers:
     """New tensors in every row, so that gradients flow through the whole solve."""
 
     def __init__(
-        self, plan: Plan, table: Tensor, x0: Tensor, branches: list[int], stacked: bool, dtype: torch.dtype,
+        self, program: Program, x0: Tensor, branches: list[int], stacked: bool, dtype: torch.dtype,
         guidance: Tensor | None, seeds: Tensor | None, keep_points: bool = False,
     ) -> None:  # fmt: skip
-        self._plan, self._table, self._guidance, self._seeds = plan, table, guidance, seeds
+        self._program, self._guidance, self._seeds = program, guidance, seeds
         self._branches, self._stacked, self._dtype = branches, stacked, dtype
         # A copy, so that a field that writes into its input cannot reach the caller's x0.
         self.x, self._y, self._scale = x0.clone(), None, 1.0
         # A slot that is not written yet is never read; any tensor of the shape stands in for it.
-        self._slots = [x0] * plan.slots
+        self._slots = [x0] * program.slots
 
     def inputs(self, row: int) -> Tensor:
         point = self.point(row)
@@ -134,14 +158,29 @@ class FunctionalBuffers:
         return self.x if self._y is None else self._y
 
     def advance(self, row: int, out: Tensor | None, out2: Tensor | None) -> None:
+        now = self._program.facts[row]
         outs = [value for value in (out, out2) if value is not None]
         x, y, d = torch.ops.pyflowcore.combine(
-            self.x, self._y, self._slots, outs, self._guidance, self._seeds, self._table, row
+            self.x, self._y, self._slots, outs, self._guidance, self._seeds, self._program.table, row
         )
-        now = self._plan.facts[row]
         if now.store >= 0:
             self._slots = [d if k == now.store else kept for k, kept in enumerate(self._slots)]
         self.x, self._y, self._scale = x, None if now.point_is_state else y, now.in_scale
+
+    def silent(self, row: int) -> None:
+        now = self._program.facts[row]
+        if row in self._program.y_halves and now.point_is_state:
+            self._scale = now.in_scale
+        else:
+            self.advance(row, None, None)
+
+    def set_x(self, x: Tensor) -> None:
+        self.x = x
+
+    def slot_to_fill(self, slot: int) -> Tensor:
+        fresh = torch.empty_like(self.x)
+        self._slots = [fresh if k == slot else kept for k, kept in enumerate(self._slots)]
+        return fresh
 
     def result(self) -> Tensor:
         return self.x

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["CannotDouble", "batch_of", "check_keys", "double", "fill", "first_tensor"]
+__all__ = ["CannotDouble", "batch_of", "check_keys", "double", "equal", "fill", "first_tensor", "map_tensors"]
 
 
 class CannotDouble(Exception):
@@ -58,6 +59,17 @@ def _rebuild(like: Any, values: list[Any]) -> Any:
     return like._make(values) if hasattr(like, "_make") else type(like)(values)
 
 
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A condition with its tensors changed, through nested dicts, lists and tuples."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: map_tensors(child, change) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return _rebuild(value, [map_tensors(child, change) for child in value])
+    return value
+
+
 def fill(cond: Any, uncond: Any, where: str = "") -> Any:
     """uncond with its tensors broadcast to the shapes of cond's."""
     if isinstance(cond, Tensor) and isinstance(uncond, Tensor):
@@ -71,7 +83,7 @@ def fill(cond: Any, uncond: Any, where: str = "") -> Any:
     return uncond
 
 
-def _equal(cond: Any, uncond: Any) -> bool:
+def equal(cond: Any, uncond: Any) -> bool:
     """Whether two objects are one; arrays, whose comparison is no truth value, count as different."""
     try:
         return cond is uncond or bool(cond == uncond)
@@ -107,6 +119,6 @@ def double(cond: Any, uncond: Any, batch: int, where: str = "") -> Any:
             cond,
             [double(c, u, batch, f"{where}[{i}]") for i, (c, u) in enumerate(zip(cond, uncond, strict=True))],
         )
-    if _equal(cond, uncond):
+    if equal(cond, uncond):
         return cond
     raise CannotDouble(f"cond{where} is {cond!r} and uncond{where} is {uncond!r}: one batch can have but one")

@@ -26,6 +26,7 @@ __all__ = [
     "LambdaUniform",
     "LinearQuadratic",
     "LogitNormal",
+    "Partial",
     "Reversed",
     "Shifted",
     "Terminal",
@@ -78,6 +79,10 @@ class Grid:
     def reversed(self) -> Reversed:
         """This grid from its last time to its first, for inversion; see :class:`Reversed`."""
         return Reversed(self)
+
+    def partial(self, strength: float) -> Partial:
+        """The last part of this grid, for image to image; see :class:`Partial`."""
+        return Partial(strength, self)
 
 
 def _check_steps(steps: int) -> int:
@@ -297,6 +302,46 @@ class LambdaUniform(Grid):
         return _core.lambda_grid(
             path._core, _check_steps(steps), float(self.lo), float(self.hi), bool(self.whole)
         )
+
+
+@dataclass(frozen=True)
+class Partial(Grid):
+    """The end of a grid, from about noise level ``strength`` on: a trajectory of n steps takes the last n of the base's
+    round(n / strength) (Meng et al. 2022, SDEdit). What other libraries call m steps at a strength is n = strength m here:
+    ``steps`` are those that are taken. A base of given times keeps the last round(strength m) of its m steps.
+
+    It begins inside (0, 1), where ``init=`` gives the state; a strength of 1 is the whole grid.
+    """
+
+    strength: float
+    base: Grid = field(default_factory=Uniform)
+
+    def __post_init__(self) -> None:
+        _check_number("strength", self.strength)
+        if not 0.0 < self.strength <= 1.0:
+            raise ValueError(f"strength must lie in (0, 1], got {self.strength}")
+
+    @property
+    def fixed_steps(self) -> int | None:
+        whole = self.base.fixed_steps
+        return None if whole is None else max(1, round(self.strength * whole))
+
+    def times(self, steps: int) -> list[float]:
+        return self.base.times(self._whole(steps))[-steps - 1 :]
+
+    def times_on(self, path: paths.Path, steps: int) -> list[float]:
+        return self.base.times_on(path, self._whole(steps))[-steps - 1 :]
+
+    def _whole(self, steps: int) -> int:
+        """The base's number of steps."""
+        fixed = self.base.fixed_steps
+        if fixed is None:
+            return round(_check_steps(steps) / self.strength)
+        if steps != self.fixed_steps:
+            raise ValueError(
+                f"steps is {steps}, but strength {self.strength} of the grid's {fixed} steps is {self.fixed_steps}"
+            )
+        return fixed
 
 
 @dataclass(frozen=True)

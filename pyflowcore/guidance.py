@@ -78,9 +78,14 @@ def check_number(scale: float) -> float:
 
 
 def _is_one(scale: Tensor) -> bool:
-    """Whether the unconditional branch is not needed: not for a scale whose gradient is wanted, and not on a device, where
-    looking would stop the host."""
-    return not scale.requires_grad and scale.device.type == "cpu" and bool((scale == 1.0).all())
+    """Whether the unconditional branch is not needed: not for a scale whose gradient is wanted, nor one that is not looked
+    at."""
+    return not scale.requires_grad and seen(scale) and bool((scale == 1.0).all())
+
+
+def seen(tensor: Tensor) -> bool:
+    """Whether a tensor's values may be looked at: not on a device, where that stops the host, nor in a compiled function."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def as_scale(scale: object, batch: int | None) -> Tensor:
@@ -100,6 +105,6 @@ def as_scale(scale: object, batch: int | None) -> Tensor:
         raise ValueError(
             f"guidance scale must be a number or have shape [{batch}], got shape {list(values.shape)}"
         )
-    if values.device.type == "cpu" and not bool(torch.isfinite(values.detach()).all()):
+    if seen(values) and not bool(torch.isfinite(values.detach()).all()):
         raise ValueError(f"guidance scale must be finite, got {scale!r}")
     return values.reshape(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor
 from . import _core
 from ._library import PyflowcoreWarning
 from .buffers import FunctionalBuffers, InPlaceBuffers
+from .given_noise import GivenNoise, before_rows
 from .plans import Plan
+from .program import Program
 
 __all__ = ["Run", "Step", "Trajectory"]
 
@@ -46,8 +48,10 @@ class Step:
     index: int
 
 
-def denoise_table(plan: Plan, sign: int) -> Tensor:
-    """A table whose rows only convert: their prediction is the data. Not finite where the data is undetermined."""
+@torch.compiler.assume_constant_result
+def denoise_table(plan: Plan, sign: int, origin: tuple[int, ...] | None) -> tuple[Tensor, list[bool]]:
+    """A table whose rows, the plan's or those that come from them, only convert: their prediction is the data; and which rows
+    determine it."""
     r = _core.record
     table = torch.zeros_like(plan.table)
     kind = _core.Prediction.__members__[plan.prediction]
@@ -64,12 +68,18 @@ def denoise_table(plan: Plan, sign: int) -> Tensor:
         ):
             table[i, r[name]] = value
         table[i, r["draw"] : r["draw"] + r["max_draws"]] = -1.0
-    return table
+    table = table if origin is None else table[list(origin)]
+    return table, table.isfinite().all(1).tolist()
 
 
 def version_of(x: Tensor) -> int:
     """Counts the writes to a tensor. Inside torch.inference_mode() tensors count none, and writes go unseen."""
     return -1 if x.is_inference() else x._version
+
+
+def _not_watched(x: Tensor) -> int:
+    """A compiled function cannot ask, and its graph knows every write."""
+    return -1
 
 
 class Run:
@@ -84,24 +94,49 @@ class Run:
     """
 
     def __init__(
-        self, plan: Plan, table: Tensor, x0: Tensor, *, branches: list[int], stacked: bool, times: list[Tensor],
-        dtype: torch.dtype, guidance: Tensor | None, seeds: Tensor | None, differentiable: bool, keep_points: bool = False,
+        self, plan: Plan, program: Program, x0: Tensor, *, branches: list[int], stacked: bool, times: Sequence[Tensor],
+        dtype: torch.dtype, guidance: Tensor | None, seeds: Tensor | None, differentiable: bool,
+        noise: GivenNoise | None = None, keep_points: bool = False,
     ) -> None:  # fmt: skip
         self.plan = plan
-        self._branches, self._stacked, self._times = branches, stacked, times
-        self._guidance, self._seeds, self._table = guidance, seeds, table
+        self.branches, self.guidance = branches, guidance
+        self._stacked = stacked
         self._batch, self._device = x0.shape[0], x0.device
         self._shape, self._both = x0.shape, torch.Size((2 * x0.shape[0], *x0.shape[1:]))
-        self._facts = plan.facts
+        self._facts, self._origin = program.facts, program.origin
+        # Where the loop stops for the caller: at evaluations, and at the end.
+        self._stops = [*[row.evaluates for row in program.facts], True]
+        # What a step says besides its input.
+        facts = program.facts
+        origin = range(len(facts)) if program.origin is None else program.origin
+        self._due = list(
+            zip(times, [row.t for row in facts], branches, origin, [row.step for row in facts], strict=True)
+        )
         kind = FunctionalBuffers if differentiable else InPlaceBuffers
-        self.buffers = kind(plan, table, x0, branches, stacked, dtype, guidance, seeds, keep_points)
+        self.buffers = kind(program, x0, branches, stacked, dtype, guidance, seeds, keep_points)
+        self._advance, self._silent = self.buffers.advance, self.buffers.silent
+        if noise is not None and program.fills:
+            fill = before_rows(self.buffers, program.fills, noise)
+            self._advance = _after(fill, self._advance)
+            self._silent = _after(fill, self._silent)
         self._points_kept = keep_points
         self.nfe = 0
         self._row = 0
         self._pending: Step | None = None
+        self.version_of = _not_watched if torch.compiler.is_compiling() else version_of
         self._versions = -1, -1
-        # Called with the row that has just completed a step of the grid.
-        self.on_step: Callable[[int], None] | None = None
+        self._at_grid: list[Callable[[int], None]] = []
+
+    def at_grid(self, action: Callable[[int], None]) -> None:
+        """Has ``action(step)`` called after each step of the grid, after those that were added before."""
+        self._at_grid.append(action)
+
+    def begin(self, x0: Tensor) -> None:
+        """Starts once more, from another state of the same shape, in the memory that the run has."""
+        assert isinstance(self.buffers, InPlaceBuffers)
+        self.buffers.begin(x0)
+        self.nfe, self._row, self._pending = 0, 0, None
+        self.advance_silent()
 
     @property
     def x(self) -> Tensor:
@@ -115,15 +150,16 @@ class Run:
 
     def advance_silent(self) -> None:
         """Runs the rows up to the next evaluation. Once before the first step; afterwards ``step`` does it."""
-        while self._row < len(self._facts) and not self._facts[self._row].evaluates:
-            self.buffers.advance(self._row, None, None)
+        while not self._stops[self._row]:
+            self._silent(self._row)
             self._finish_row()
 
     def _finish_row(self) -> None:
         row = self._row
         self._row += 1
-        if self.on_step is not None and self._facts[row].completes_step:
-            self.on_step(row)
+        if self._at_grid and self._facts[row].completes_step:
+            for action in self._at_grid:
+                action(self._facts[row].step)
 
     def __iter__(self) -> Iterator[Step]:
         while not self.done:
@@ -139,11 +175,10 @@ class Run:
         if self.done:
             raise RuntimeError("the run is done: run.x has the samples")
         if self._pending is None:
-            row = self._facts[self._row]
-            x = self.buffers.inputs(self._row)
-            time = self._times[self._row]
-            self._versions = version_of(x), version_of(time)
-            self._pending = Step(x, time, row.t, self._branches[self._row], self._row, row.step)
+            row = self._row
+            step = self._pending = Step(self.buffers.inputs(row), *self._due[row])
+            version_of = self.version_of
+            self._versions = version_of(step.x), version_of(step.time)
         return self._pending
 
     def step(self, out: Tensor, uncond: Tensor | None = None) -> None:
@@ -162,11 +197,12 @@ class Run:
         self._check(out, uncond, step)
         if uncond is not None and step.branches == 1:
             uncond = None  # outside the interval, or scale 1: the conditional output alone
-        self.buffers.advance(step.row, out, uncond)
+        self._advance(self._row, out, uncond)
         self._pending = None
         self.nfe += 1
         self._finish_row()
-        self.advance_silent()
+        if not self._stops[self._row]:
+            self.advance_silent()
 
     def _check(self, out: Tensor, uncond: Tensor | None, step: Step) -> None:
         """Nothing but comparisons where all is well."""
@@ -177,6 +213,7 @@ class Run:
             if uncond.dtype != out.dtype:
                 raise TypeError(f"uncond is {uncond.dtype}, out is {out.dtype}; they must agree")
         # Writing into the input would change the state unseen, writing into the time what a second call sees.
+        version_of = self.version_of
         if (version_of(step.x), version_of(step.time)) != self._versions:
             name = "x" if version_of(step.x) != self._versions[0] else "time"
             raise ValueError(
@@ -204,16 +241,33 @@ class Run:
                 stacklevel=4,
             )
 
-    def denoised(self, out: Tensor, uncond: Tensor | None, table: Tensor) -> Tensor | None:
-        """The predicted data at the pending evaluation, state's dtype; None where the prediction does not determine it."""
+    def denoiser(self, sign: int) -> Callable[[Tensor, Tensor | None], Tensor | None]:
+        """What gives the predicted data at the pending evaluation, state's dtype, from the field's output; None where its
+        prediction does not determine it."""
         if not self._points_kept:
             raise RuntimeError(
                 "this run does not keep its points: only the Sampler's own loop with a callback does"
             )
-        step = self.next()
-        if not bool(torch.isfinite(table[step.row]).all()):
-            return None
-        outs = [out] if uncond is None else [out, uncond]
-        point = self.buffers.point(step.row).to(self.buffers.x.dtype)
-        _, _, d = torch.ops.pyflowcore.combine(point, None, [], outs, self._guidance, None, table, step.row)
-        return d
+        table, determined = denoise_table(self.plan, sign, self._origin)
+
+        def denoised(out: Tensor, uncond: Tensor | None) -> Tensor | None:
+            self.next()
+            row = self._row
+            if not determined[row]:
+                return None
+            outs = [out] if uncond is None else [out, uncond]
+            point = self.buffers.point(row).to(self.buffers.x.dtype)
+            _, _, d = torch.ops.pyflowcore.combine(point, None, [], outs, self.guidance, None, table, row)
+            return d
+
+        return denoised
+
+
+def _after(fill: Callable[[int], None], advance: Callable[..., None]) -> Callable[..., None]:
+    """Fills a row's given noise, then runs it."""
+
+    def both(row: int, *outs: Tensor | None) -> None:
+        fill(row)
+        advance(row, *outs)
+
+    return both

@@ -8,12 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _core, branches, conditions
+from . import branches, conditions
+from .capture import CapturedRun
+from .edits import Hook, Inpaint, hook_edit, inpaint_edit
 from .field import Field, as_field
+from .given_noise import Noise, as_noise
 from .guidance import CFG, Scale
-from .initial import count_of, initial_state, seeds_once
+from .initial import Begin, count_of, seeds_once, start_of
 from .plans import Plan
-from .run import Run, Trajectory, denoise_table, version_of
+from .program import program_of
+from .run import Run, Trajectory
 
 __all__ = ["Sampler"]
 
@@ -49,9 +53,15 @@ class Sampler:
         *,
         x0: Tensor | None = None,
         shape: Sequence[int] | None = None,
+        init: Tensor | None = None,
         seeds: Iterable[int] | Tensor | None = None,
+        noise: Noise | None = None,
         batch: int | None = None,
         guidance_scale: Scale | None = None,
+        mask: Tensor | None = None,
+        known: Tensor | None = None,
+        known_noise: str = "start",
+        hook: Hook | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         field: Field | None = None,
@@ -64,9 +74,10 @@ class Sampler:
         facts = Field(_no_net) if field is None else as_field(field)
         if field is not None:
             self._check_field(facts)
+        begin = Begin(x0, shape, init, seeds_once(seeds), batch, device, dtype, as_noise(noise))
         run = self._start(
-            facts, x0=x0, shape=shape, seeds=seeds_once(seeds), batch=batch, guided=self.guidance is not None,
-            guidance_scale=guidance_scale, device=device, dtype=dtype, enable_grad=enable_grad, stacked=False,
+            facts, begin, guided=self.guidance is not None, guidance_scale=guidance_scale, enable_grad=enable_grad,
+            stacked=False, edits=(hook, mask, known, known_noise),
         )  # fmt: skip
         run.advance_silent()
         return run
@@ -77,12 +88,18 @@ class Sampler:
         *,
         shape: Sequence[int] | None = None,
         x0: Tensor | None = None,
+        init: Tensor | None = None,
         seeds: Iterable[int] | Tensor | None = None,
+        noise: Noise | None = None,
         batch: int | None = None,
         cond: dict[str, Any] | None = None,
         uncond: dict[str, Any] | None = None,
         shared: dict[str, Any] | None = None,
         guidance_scale: Scale | None = None,
+        mask: Tensor | None = None,
+        known: Tensor | None = None,
+        known_noise: str = "start",
+        hook: Hook | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         enable_grad: bool = False,
@@ -90,20 +107,32 @@ class Sampler:
         progress: bool = False,
         return_trajectory: bool = False,
     ) -> Tensor | Trajectory:
-        """Samples.
+        """Samples. docs/running.md shows each way.
 
         Args:
             field: a ``pfc.Field`` or any callable ``field(x, t, **cond)``, then a velocity on the linear path.
             shape: of one sample; or
-            x0: the state at the plan's first time (the noise, at t = 0), [B, *shape], any float dtype; not written.
+            x0: the state at the plan's first time (the noise, at t = 0), [B, *shape], any float dtype; not written; or
+            init: data [B, *shape] to begin from (image to image): the state is alpha init + sigma noise at the plan's first
+                time, which lies inside (0, 1) on a grid such as ``grids.uniform().partial(0.6)``.
             seeds: one integer per sample: sample i depends on its own seed only. Without them noise comes from torch's
                 generator, so ``torch.manual_seed`` works.
+            noise: in place of seeds, for parity with other libraries: a torch.Generator (or one per sample), from which the
+                start comes, where ``x0`` does not give it, and then the plan's draws in the order of their indices; or tensors:
+                one [draws, B, ...], a sequence, a mapping from draw index to [B, ...] (and "start" for the start's noise), or a
+                callable of the draw index. Each draw that is needed at one time takes one slot of memory.
             batch: the number of samples where neither x0, seeds nor cond say it.
             cond, uncond: keyword arguments of the field for its two branches: tensors with a batch dimension, other objects,
                 nested dicts and lists of them. uncond's tensors may be given once for all samples.
             shared: keyword arguments that both branches get as they are.
             guidance_scale: overrides the guidance's scale for this call: a number, one per sample, or a function of t.
-            device: default x0's, else cond's, else the seeds', else that of the field's parameters.
+            mask, known: inpainting: after each step x <- M (alpha known + sigma noise) + (1 - M) x at the level of its grid
+                point. ``mask`` is bool or in [0, 1] and ``known`` the data; every size of either is 1 or the state's.
+            known_noise: "start", the noise that the trajectory began with (the known region then follows the path it would have
+                had), or "fresh", new noise in every step.
+            hook: ``hook(step, t, x)`` after each step, before ``mask``: it may write into the state x [B, ...] or return a new
+                one. Predictions that a multistep solver remembers stay as they were.
+            device: default x0's or init's, else cond's, else the seeds', else that of the field's parameters.
             dtype: of the state, float32 or float64; default float64 for a float64 x0, else float32.
             enable_grad: gradients through the whole solve (in x0, the field's parameters, cond and the guidance scale).
             callback: ``callback(step, nfe, t, x, denoised)`` once a step, after it: the step from 0, evaluations so far,
@@ -126,24 +155,72 @@ class Sampler:
         seeds = seeds_once(seeds)
         if both := sorted(set(cond) & set(shared)):
             raise ValueError(f"shared and cond both have {', '.join(both)}")
-        if x0 is None and seeds is None and batch is None:
-            batch = conditions.batch_of(cond)
-        if device is None and x0 is None and (tensor := conditions.first_tensor(cond)) is not None:
-            device = tensor.device
-        if device is None and x0 is None and not seeds_have_device:
-            device = facts.device()
-        count = len(x0) if isinstance(x0, Tensor) and x0.dim() else None
+        begin = Begin(x0, shape, init, seeds, batch, device, dtype, as_noise(noise))
+        given = begin.given()
+        if given is None and seeds is None and batch is None:
+            batch = begin.batch = conditions.batch_of(cond)
+        if device is None and given is None and (tensor := conditions.first_tensor(cond)) is not None:
+            device = begin.device = tensor.device
+        if device is None and given is None and not seeds_have_device:
+            begin.device = facts.device()
+        count = len(given) if isinstance(given, Tensor) and given.dim() else None
         doubled, split = branches.batches(
             self.branches, cond, uncond, guided, count if count is not None else count_of(seeds, batch)
         )
         run = self._start(
-            facts, x0=x0, shape=shape, seeds=seeds, batch=batch, guided=guided, guidance_scale=guidance_scale,
-            device=device, dtype=dtype, enable_grad=enable_grad, stacked=doubled is not None,
-            keep_points=callback is not None,
+            facts, begin, guided=guided, guidance_scale=guidance_scale, enable_grad=enable_grad,
+            stacked=doubled is not None, edits=(hook, mask, known, known_noise), keep_points=callback is not None,
         )  # fmt: skip
         evaluate = branches.evaluator(facts, doubled, cond, split, shared)
         with torch.set_grad_enabled(enable_grad):
             return self._drive(run, facts, evaluate, callback, progress, return_trajectory)
+
+    def capture(
+        self,
+        field: Field | Callable[..., Tensor],
+        *,
+        shape: Sequence[int],
+        batch: int | None = None,
+        cond: dict[str, Any] | None = None,
+        uncond: dict[str, Any] | None = None,
+        shared: dict[str, Any] | None = None,
+        guidance_scale: Scale | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        warmup: int = 1,
+    ) -> CapturedRun:
+        """The whole trajectory as one CUDA graph, which :class:`CapturedRun` replays with new seeds, x0, conditions and scales.
+
+        On a device other than CUDA the same object runs the trajectory eagerly, in the same buffers, and says so by a
+        ``PyflowcoreWarning`` and ``graph.captured``.
+
+        Args:
+            field, cond, uncond, shared, guidance_scale: as in the call; the conditions are examples, of the shapes and dtypes
+                that are to come, and fill the buffers until others are given. The field must not synchronise, nor choose its
+                way by values.
+            shape, batch: of the samples; the batch may follow from cond.
+            device: default that of cond's tensors, else of the field's parameters, else the CPU.
+            dtype: of the state, float32 (default) or float64.
+            warmup: trajectories that run before the capture.
+        """
+        facts = as_field(field)
+        self._check_field(facts)
+        cond, uncond, shared = _mapping(cond, "cond"), _mapping(uncond, "uncond"), _mapping(shared, "shared")
+        if both := sorted(set(cond) & set(shared)):
+            raise ValueError(f"shared and cond both have {', '.join(both)}")
+        batch = conditions.batch_of(cond) if batch is None else count_of(None, batch)
+        if batch is None:
+            raise ValueError("batch must be given: nothing else says how many samples")
+        if dtype not in (None, torch.float32, torch.float64):
+            raise TypeError(f"dtype, the state's, must be float32 or float64, got {dtype}")
+        if device is None:
+            tensor = conditions.first_tensor(cond)
+            device = facts.device() if tensor is None else tensor.device
+        place = torch.empty(0, device=device).device  # with the index that "cuda" leaves out
+        return CapturedRun(
+            self, facts, shape=shape, batch=batch, cond=cond, uncond=uncond, shared=shared, guidance_scale=guidance_scale,
+            device=place, dtype=dtype or torch.float32, warmup=warmup,
+        )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------------ parts
     def _check_field(self, field: Field) -> None:
@@ -155,23 +232,44 @@ class Sampler:
             raise ValueError(f"path: the plan is for {self.plan.path}, the field was trained on {field.path}")
 
     def _start(
-        self, field: Field, *, x0: Tensor | None, shape: Sequence[int] | None, seeds: Tensor | None,
-        batch: int | None, guided: bool, guidance_scale: Scale | None, device: torch.device | str | None,
-        dtype: torch.dtype | None, enable_grad: bool, stacked: bool, keep_points: bool = False,
+        self, field: Field, begin: Begin, *, guided: bool, guidance_scale: Scale | None, enable_grad: bool, stacked: bool,
+        edits: tuple[Hook | None, Tensor | None, Tensor | None, str] = (None, None, None, "start"),
+        keep_points: bool = False, scale_per_sample: bool = False,
     ) -> Run:  # fmt: skip
-        state, keys = initial_state(self.plan, x0, shape, seeds, batch, device, dtype, enable_grad)
-        counts, guidance = branches.scales_of(
-            self.plan, self.guidance, state, guided, guidance_scale, enable_grad
+        plan, (hook, mask, known, known_noise) = self.plan, edits
+        fresh = mask is not None and known_noise == "fresh" and begin.noise is None
+        start = start_of(
+            plan,
+            begin,
+            enable_grad=enable_grad,
+            draws=fresh,
+            keep_noise=mask is not None and known_noise == "start",
         )
-        table = self.plan.table
-        if field.sign == -1:
-            table = table.clone()
-            table[:, _core.record["q"]] *= -1.0
+        state = start.state
+        inpaint = Inpaint.of(mask, known, known_noise, state)
+        counts, guidance = branches.scales_of(plan, self.guidance, state, guided, guidance_scale, enable_grad)
+        if scale_per_sample and guidance is not None:
+            guidance = guidance.expand(*guidance.shape[:-1], state.shape[0]).contiguous()
         times = self._times(field, state, counts, stacked)
-        return Run(
-            self.plan, table, state, branches=counts, stacked=stacked, times=times, dtype=field.dtype or state.dtype,
-            guidance=guidance, seeds=keys, differentiable=enable_grad, keep_points=keep_points,
+        noise = begin.noise if plan.draws else None
+        program = program_of(
+            plan, field.sign, edited=hook is not None or inpaint is not None, given=noise is not None
+        )
+        if program.origin is not None:
+            counts, times = program.spread(counts), program.spread(times)
+            guidance = None if guidance is None else program.spread_rows(guidance)
+        if noise is not None:
+            noise.check(program.draws(), state)
+        run = Run(
+            plan, program, state, branches=counts, stacked=stacked, times=times, dtype=field.dtype or state.dtype,
+            guidance=guidance, seeds=start.seeds, differentiable=enable_grad, noise=noise, keep_points=keep_points,
         )  # fmt: skip
+        if hook is not None:
+            run.at_grid(hook_edit(hook, run.buffers, plan.times))
+        if inpaint is not None:
+            inpaint.noise = start.noise
+            run.at_grid(inpaint_edit(inpaint, run.buffers, plan, start.seeds, begin.noise))
+        return run
 
     def _times(self, field: Field, state: Tensor, counts: list[int], stacked: bool) -> list[Tensor]:
         """The network's time of every row, computed in float64 and cast once."""
@@ -190,18 +288,17 @@ class Sampler:
         self, run: Run, field: Field, evaluate: Callable[..., tuple[Tensor, Tensor | None]], callback: Callback | None,
         progress: bool, return_trajectory: bool,
     ) -> Tensor | Trajectory:  # fmt: skip
-        table = denoise_table(self.plan, field.sign) if callback is not None else None
+        denoiser = None if callback is None else run.denoiser(field.sign)
         bar = _progress_bar(self.plan.steps) if progress else None
         states = [run.buffers.x.clone()] if return_trajectory else []
         denoised: Tensor | None = None
 
-        def on_step(row: int) -> None:
-            index = self.plan.facts[row].step
+        def on_step(index: int) -> None:
             if callback is not None:
                 x = run.buffers.x
-                before = version_of(x)
+                before = run.version_of(x)
                 callback(index, run.nfe, self.plan.times[index + 1], x, denoised)
-                if version_of(x) != before:
+                if run.version_of(x) != before:
                     raise ValueError(
                         "callback wrote into x, the trajectory's own buffer; it may read it, or clone it"
                     )
@@ -211,14 +308,14 @@ class Sampler:
                 states.append(run.buffers.x.clone())
 
         if callback is not None or bar is not None or return_trajectory:
-            run.on_step = on_step
+            run.at_grid(on_step)
         run.advance_silent()
-        last = _last_evaluations(self.plan) if table is not None else set()
+        last = _last_evaluations(self.plan) if denoiser is not None else ()
         try:
             for step in run:
                 out, uncond = evaluate(step)
-                if table is not None and step.row in last:
-                    denoised = run.denoised(out, uncond, table)
+                if denoiser is not None and last[step.row]:
+                    denoised = denoiser(out, uncond)
                 run.step(out, uncond)
         finally:
             if bar is not None:
@@ -228,15 +325,16 @@ class Sampler:
         return run.x
 
 
-def _last_evaluations(plan: Plan) -> set[int]:
-    """The rows that make the last evaluation of a step; rows without one may follow before the step is complete."""
-    last: set[int] = set()
+@torch.compiler.assume_constant_result
+def _last_evaluations(plan: Plan) -> tuple[bool, ...]:
+    """For each row whether it makes the last evaluation of a step; rows without one may follow before the step is complete."""
+    last = [False] * len(plan.facts)
     latest: int | None = None
     for i, row in enumerate(plan.facts):
         latest = i if row.evaluates else latest
         if row.completes_step and latest is not None:
-            last.add(latest)
-    return last
+            last[latest] = True
+    return tuple(last)
 
 
 def _no_net(x: Tensor, t: Tensor) -> Tensor:

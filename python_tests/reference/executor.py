@@ -22,8 +22,9 @@ def plan_noise(seeds, shape):
     return draw
 
 
-def run(plan, field, x, draw=lambda n: 0.0):
-    """The states after each row that completes a step; the last is the answer. field(y, t); draw(n) is noise n."""
+def run(plan, field, x, draw=lambda n: 0.0, edit=lambda step, x: x):
+    """The states after each row that completes a step; the last is the answer. field(y, t); draw(n) is noise n; edit(step, x)
+    replaces the state at the end of a step, before the row makes its next point."""
     y, scale, slots, states = x, 1.0, {}, []
     for entry in plan["rows"]:
         row = {**DEFAULTS, **entry}
@@ -37,6 +38,8 @@ def run(plan, field, x, draw=lambda n: 0.0):
             + sum(v * remembered[k] for k, v in row["b"].items())
             + sum(v * draw(int(n)) for n, v in row["s"].items())
         )
+        if row["completes_step"]:
+            x = edit(row["step"], x)
         y = (
             row["c"] * x
             + row["e_new"] * d
