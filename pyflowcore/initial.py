@@ -51,7 +51,7 @@ def initial_state(
         raise ValueError(f"batch is {batch}, seeds has {count} entries")
     keys = _seeds_for(seeds, count, device)
     noise = randn(keys, shape or (), dtype=dtype or torch.float32)
-    scale = plan.path.noise_scale
+    scale = plan.along.noise_scale
     return noise if scale == 1.0 else noise * scale, keys
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from . import _core, grids, paths
+from . import _core, grids, paths, predictions
 from .ops.interpolate import prediction_kind
 
 __all__ = ["Plan", "plan", "solvers"]
@@ -23,7 +23,7 @@ _VERSION = 1
 
 # The scalars of a row and the values that JSON leaves out.
 _SCALARS: dict[str, Any] = {
-    "evaluates": True, "t": None, "step": None, "completes_step": False, "in_scale": 1.0, "p": 0.0, "q": 1.0,
+    "evaluates": True, "t": None, "field_t": None, "step": None, "completes_step": False, "in_scale": 1.0, "p": 0.0, "q": 1.0,
     "a": 1.0, "a_minus_1": 0.0, "c": 1.0, "c_minus_1": 0.0, "b_new": 0.0, "e_new": 0.0, "store": -1,
 }  # fmt: skip
 _LISTS = ("b", "e", "s", "r")
@@ -41,6 +41,7 @@ class RowFacts(NamedTuple):
     store: int
     point_is_state: bool
     after: int | None  # the next row that evaluates the field; None after the last
+    field_t: float  # the field's own time; t but for plans along another path
 
 
 def _facts(rows: Sequence[_core.Row]) -> tuple[RowFacts, ...]:
@@ -49,7 +50,8 @@ def _facts(rows: Sequence[_core.Row]) -> tuple[RowFacts, ...]:
     for i in range(len(rows) - 1, -1, -1):
         row = rows[i]
         scalars = (row.evaluates, row.t, row.step, row.completes_step, row.in_scale, row.p, row.store)
-        facts.append(RowFacts(*scalars, row.point_is_state, after))
+        field_t = row.t if row.field_t is None else row.field_t
+        facts.append(RowFacts(*scalars, row.point_is_state, after, field_t))
         after = i if row.evaluates else after
     return tuple(reversed(facts))
 
@@ -63,11 +65,14 @@ class Plan:
     """A trajectory's table of coefficients; from :func:`plan`, ``Plan.from_json`` or ``Plan.from_dict``. Immutable.
 
     Attributes:
-        solver, prediction, working: names; the field must predict ``prediction``, the slots hold ``working``.
+        solver, working: names; the slots hold ``working``.
+        prediction: what the field must predict: a name, ``pfc.EDM(...)`` or ``pfc.Scaled(...)``.
         path: the field's path.
+        along: the path that the plan integrates on and whose times its own are; the field's, unless asked for.
         times: the grid, steps + 1 float64 numbers.
         rows: the rows, in order (``csrc/core/row.hpp`` says what a row does).
         table: the same as a float64 tensor [rows, 56], for ``pfc.ops.combine_``.
+        row_times: the field's time of each row, float64 [rows]; of a row without an evaluation, that of the next one.
         steps, nfe, slots, draws: numbers of steps, evaluations, remembered predictions, noise draws.
     """
 
@@ -75,7 +80,8 @@ class Plan:
         self._core = core
         self.solver: str = core.solver
         self.path = paths.from_core(core.path)
-        self.prediction: str = core.prediction.name
+        self.along = self.path if core.along is None else paths.from_core(core.along)
+        self.prediction: predictions.AnyPrediction = predictions.from_core(core.prediction)
         self.working: str = core.working.name
         self.times: tuple[float, ...] = tuple(core.times)
         self.steps: int = core.steps
@@ -85,7 +91,7 @@ class Plan:
         self.table: torch.Tensor = torch.from_numpy(core.table())
         self.facts = _facts(core.rows)
         # Never written, so threads may share it: what maps times copies first.
-        self.row_times = torch.tensor([row.t for row in self.facts], dtype=torch.float64)
+        self.row_times = torch.tensor(_field_times(self.facts), dtype=torch.float64)
 
     @property
     def rows(self) -> tuple[_core.Row, ...]:
@@ -109,8 +115,9 @@ class Plan:
             rows.append(entry)
         return {
             "format": _FORMAT, "version": _VERSION, "solver": self.solver, "path": self.path.to_dict(),
-            "prediction": self.prediction, "working": self.working, "times": list(self.times), "slots": self.slots,
-            "rows": rows,
+            **({} if self._core.along is None else {"along": self.along.to_dict()}),
+            "prediction": self.prediction if isinstance(self.prediction, str) else self.prediction.to_dict(),
+            "working": self.working, "times": list(self.times), "slots": self.slots, "rows": rows,
         }  # fmt: skip
 
     @classmethod
@@ -124,13 +131,16 @@ class Plan:
         needed = ("solver", "path", "prediction", "working", "times", "slots", "rows")
         if missing := [name for name in needed if name not in data]:
             raise ValueError(f"a plan needs {', '.join(missing)}")
-        if unknown := sorted(set(data) - set(needed)):
-            raise ValueError(f"a plan has no {', '.join(unknown)}; allowed are {', '.join(needed)}")
+        if unknown := sorted(set(data) - set(needed) - {"along"}):
+            raise ValueError(f"a plan has no {', '.join(unknown)}; allowed are {', '.join(needed)}, along")
+        along = data.get("along")
         return cls(
             _core.Plan(
-                str(data["solver"]), paths.get(data["path"])._core, prediction_kind(data["prediction"]),
+                str(data["solver"]), paths.get(data["path"])._core,
+                predictions.to_core(predictions.get(data["prediction"])),
                 prediction_kind(data["working"], "working"), [float(t) for t in data["times"]],
                 [_row(entry, i) for i, entry in enumerate(data["rows"])], int(data["slots"]),
+                None if along is None else paths.get(along)._core,
             )
         )  # fmt: skip
 
@@ -157,14 +167,23 @@ class Plan:
 
     def __repr__(self) -> str:
         facts = f"steps={self.steps}, nfe={self.nfe}, path={self.path.name!r}, prediction={self.prediction!r}"
+        if self._core.along is not None:
+            facts += f", along={self.along.name!r}"
         return f"Plan({self.solver!r}, {facts})"
 
     def __str__(self) -> str:
         head = (
             f"{self.solver}: {self.steps} steps, {self.nfe} evaluations, {self.slots} slots, {self.draws} noise draws; "
             f"{self.prediction} on the {self.path.name} path"
+            + ("" if self._core.along is None else f", integrated along the {self.along.name} path")
         )
         return "\n".join([head, *(_describe(i, row) for i, row in enumerate(self.rows))])
+
+
+def _field_times(facts: Sequence[RowFacts]) -> list[float]:
+    """A row that evaluates nothing has the time of the evaluation that follows: the network's map may not be finite at its
+    own."""
+    return [(row if row.evaluates or row.after is None else facts[row.after]).field_t for row in facts]
 
 
 def _row(entry: dict[str, Any], index: int) -> _core.Row:
@@ -189,7 +208,8 @@ def _row(entry: dict[str, Any], index: int) -> _core.Row:
             )
     for name in _SCALARS:
         if name in values:
-            setattr(row, name, type(getattr(row, name))(values[name]))
+            kind = float if name == "field_t" else type(getattr(row, name))
+            setattr(row, name, kind(values[name]))
     for name in ("b", "e"):
         setattr(
             row,
@@ -223,6 +243,8 @@ def _sum(
 
 def _describe(index: int, row: _core.Row) -> str:
     text = f"{index:4d}  step {row.step:<3d} t = {row.t:<9.6f}"
+    if row.field_t is not None:
+        text += f" field's t = {row.field_t:<9.6f}"
     if row.evaluates:
         kept = "" if row.store < 0 else f" -> D{row.store}"
         made = f"{row.q:.6g} out" if row.q != 1.0 else "out"
@@ -240,7 +262,8 @@ def plan(
     nfe: int | None = None,
     grid: grids.Grid | str | Sequence[float] | npt.NDArray[np.float64] | None = None,
     path: str | paths.Path = "linear",
-    prediction: str = "velocity",
+    prediction: predictions.AnyPrediction = "velocity",
+    along: str | paths.Path | None = None,
     last: str = "default",
     order: int | None = None,
     variant: str | None = None,
@@ -261,7 +284,10 @@ def plan(
             array of times as the grid neither is needed.
         grid: ``pfc.grids.uniform()`` (default), ``pfc.grids.shifted(3.0)`` or another of ``pfc.grids``, or a strictly
             increasing array of times in [0, 1].
-        path, prediction: as the field's.
+        path, prediction: as the field's: ``field.path``, ``field.prediction``.
+        along: another path to integrate on than the one that the field was trained on; grid, times and x are then that path's.
+            At each evaluation the field is asked at the time of equal lambda = log(alpha / sigma), its input scaled to its own
+            path; both ends are exact, and a level that the field's path does not reach is that path's nearest end.
         last: "default" takes the last step first order if the solver has a stage at t = 1 (Heun, RK4), where exact fields are
             singular, as EDM does (Karras et al. 2022, algorithm 1); "full" takes it in full. Solvers in
             lambda = log(alpha / sigma), which is infinite there, are of first order on that step whatever is asked.
@@ -290,7 +316,9 @@ def plan(
     if last not in ("default", "full"):
         raise ValueError(f"last must be 'default' or 'full', got {last!r}")
     chosen = grids.get(grid)
-    on, kind = paths.get(path), prediction_kind(prediction)
+    trained, kind = paths.get(path), predictions.to_core(predictions.get(prediction))
+    on = trained if along is None else paths.get(along)
+    other = None if on == trained else on._core
 
     options = _options(
         order=order, variant=variant, start=start, eta=eta, diffusion=diffusion, s_churn=s_churn, s_min=s_min, s_max=s_max,
@@ -298,7 +326,8 @@ def plan(
     )  # fmt: skip
 
     def build(count: int) -> _core.Plan:
-        return _core.build_plan(solver, on._core, kind, chosen.times_on(on, count), last == "full", options)
+        times = chosen.times_on(on, count)
+        return _core.build_plan(solver, trained._core, kind, times, last == "full", options, other)
 
     if (fixed := chosen.fixed_steps) is not None:
         if nfe is not None:

@@ -12,7 +12,9 @@ from torch import Tensor
 from . import _core
 from ._library import PyflowcoreWarning
 from .buffers import FunctionalBuffers, InPlaceBuffers
+from .field import Field
 from .plans import Plan
+from .predictions import to_core
 
 __all__ = ["Run", "Step", "Trajectory"]
 
@@ -46,19 +48,26 @@ class Step:
     index: int
 
 
-def denoise_table(plan: Plan, sign: int) -> Tensor:
-    """A table whose rows only convert: their prediction is the data. Not finite where the data is undetermined."""
+def denoise_table(plan: Plan, field: Field) -> Tensor:
+    """A table whose rows only convert: their prediction is the data. Not finite where the data is undetermined.
+
+    The field says it on its own path, whose point is the factor of its input, less the network's own, times the plan's."""
     r = _core.record
     table = torch.zeros_like(plan.table)
-    kind = _core.Prediction.__members__[plan.prediction]
-    for i, row in enumerate(plan.rows):
-        p, q = _core.convert(plan.path._core, kind, _core.Prediction.data, row.t)
+    path, kind = field.path._core, to_core(field.prediction)
+    shown = 1.0
+    for i, row in enumerate(plan.facts):
+        p, q = 0.0, 1.0
+        if row.evaluates:
+            p, q = _core.convert(path, kind, _core.Prediction.data, row.field_t)
+            p *= shown / _core.ask(path, kind, None, row.field_t)[1]
+        shown = row.in_scale
         for name, value in (
             ("evaluates", 1.0),
             ("store", -1.0),
             ("in_scale", 1.0),
             ("p", p),
-            ("q", sign * q),
+            ("q", field.sign * q),
             ("a", 1.0),
             ("c", 1.0),
         ):

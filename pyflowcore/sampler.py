@@ -152,7 +152,10 @@ class Sampler:
                 f"prediction: the plan is for {self.plan.prediction!r}, the field predicts {field.prediction!r}"
             )
         if field.path != self.plan.path:
-            raise ValueError(f"path: the plan is for {self.plan.path}, the field was trained on {field.path}")
+            raise ValueError(
+                f"path: the plan is for {self.plan.path}, the field was trained on {field.path}; pfc.plan(..., "
+                "path=field.path, along=...) integrates it on another path"
+            )
 
     def _start(
         self, field: Field, *, x0: Tensor | None, shape: Sequence[int] | None, seeds: Tensor | None,
@@ -175,8 +178,7 @@ class Sampler:
 
     def _times(self, field: Field, state: Tensor, counts: list[int], stacked: bool) -> list[Tensor]:
         """The network's time of every row, computed in float64 and cast once."""
-        mapped = field.map_times(self.plan.row_times)
-        mapped = mapped.to(device=state.device, dtype=state.dtype)
+        mapped = field.network_times(self.plan.row_times, state.dtype).to(state.device)
         if field.time_shape == "scalar":
             return list(mapped.unbind())
         batch, most = state.shape[0], max(counts) if stacked else 1
@@ -190,7 +192,7 @@ class Sampler:
         self, run: Run, field: Field, evaluate: Callable[..., tuple[Tensor, Tensor | None]], callback: Callback | None,
         progress: bool, return_trajectory: bool,
     ) -> Tensor | Trajectory:  # fmt: skip
-        table = denoise_table(self.plan, field.sign) if callback is not None else None
+        table = denoise_table(self.plan, field) if callback is not None else None
         bar = _progress_bar(self.plan.steps) if progress else None
         states = [run.buffers.x.clone()] if return_trajectory else []
         denoised: Tensor | None = None

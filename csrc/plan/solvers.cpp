@@ -134,8 +134,8 @@ void check_option(const Solver& solver, const std::string& option) {
          (solver.options.empty() ? "last" : ", last"));
 }
 
-Plan build(const std::string& name, const Path& path, Prediction prediction, const std::vector<double>& times,
-           const SolverOptions& given) {
+Plan build(const std::string& name, const HostPath& path, const HostPrediction& prediction,
+           const std::vector<double>& times, const SolverOptions& given, const HostPath* along) {
   Solver solver = find_solver(name);
   SolverOptions options = given;
   if (options.order != 0 && (options.order < solver.min_order || options.order > solver.max_order))
@@ -154,8 +154,8 @@ Plan build(const std::string& name, const Path& path, Prediction prediction, con
   check_number("s_min", options.s_min, 0.0, most);
   check_number("s_max", options.s_max, options.s_min, std::numeric_limits<double>::infinity());
   check_number("s_noise", options.s_noise, 0.0, most);
-  if (!options.diffusion) options.diffusion = named_diffusion(path, "sigma");
-  Builder builder(name, path, prediction, times);
+  if (!options.diffusion) options.diffusion = named_diffusion(along ? *along : path, "sigma");
+  Builder builder(name, path, prediction, times, along);
   solver.fill(builder, solver, options);
   return std::move(builder).finish();
 }
