@@ -95,19 +95,19 @@ def test_json_holds_all_of_it():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: pfc.paths.table([0, 1], [0, 1], [1, 0]), ["t", "3 values", "2"]),
+        (lambda: pfc.paths.table([0, 1], [0, 1], [1, 0]), ["t", "4 values", "2"]),
         (lambda: pfc.paths.table([[0, 1]], [0, 1], [1, 0]), ["t", "one-dimensional"]),
-        (lambda: pfc.paths.table([0, 0.5, 0.9], [0, 0.5, 1], [1, 0.5, 0]), ["t", "0 to 1", "0.9"]),
+        (lambda: pfc.paths.table([0, 0.5, 0.7, 0.9], [0, 0.5, 1, 2], [1, 0.5, 0.2, 0]), ["t", "0 to 1", "0.9"]),
         (lambda: pfc.paths.table([0, 0.5, 0.5, 1], [0, 1, 2, 3], [3, 2, 1, 0]), ["t[1] is 0.5", "t[2] is 0.5"]),
-        (lambda: pfc.paths.table([0, 0.5, 1], [0, 0.5], [1, 0.5, 0]), ["alpha", "3 values"]),
-        (lambda: pfc.paths.table([0, 0.5, 1], [0, 0.5, 1, 2], [1, 0.5, 0]), ["alpha has 4", "t has 3"]),
-        (lambda: pfc.paths.table([0, 0.5, 1], [0, np.nan, 1], [1, 0.5, 0]), ["alpha[1] is nan"]),
-        (lambda: pfc.paths.table([0, 0.5, 1], [0, 0.5, 1], [1, -0.5, 0]), ["sigma[1] is -0.5"]),
-        (lambda: pfc.paths.table([0, 0.5, 1], [1, 0.5, 0], [0, 0.5, 1]), ["alpha[-1]", "positive"]),
-        (lambda: pfc.paths.table([0, 0.5, 1], [0, 0.5, 1], [1, 0.5, 2]), ["rise strictly", "alpha / sigma[1] is 1"]),
-        (lambda: pfc.paths.table([0, 0.5, 1], [0, 0.5, 1], [1, 0.5, 0]), []),
-        (lambda: pfc.paths.from_alphas_cumprod([0.1, 0.5, 0.9]), ["alphas_cumprod", "fall strictly", "[1] is 0.5"]),
-        (lambda: pfc.paths.from_alphas_cumprod([1.0, 0.5, 0.1]), ["alphas_cumprod", "(0, 1)", "1.0"]),
+        (lambda: pfc.paths.table([0, 0.3, 0.5, 1], [0, 0.5], [1, 0.5, 0.4, 0]), ["alpha", "4 values", "2"]),
+        (lambda: pfc.paths.table([0, 0.3, 0.5, 1], [0, 1, 2, 3, 4], [3, 2, 1, 0]), ["alpha has 5", "t has 4"]),
+        (lambda: pfc.paths.table([0, 0.3, 0.5, 1], [0, np.nan, 1, 2], [3, 2, 1, 0]), ["alpha[1] is nan"]),
+        (lambda: pfc.paths.table([0, 0.3, 0.5, 1], [0, 1, 2, 3], [1, -0.5, 0.4, 0]), ["sigma[1] is -0.5"]),
+        (lambda: pfc.paths.table([0, 0.3, 0.5, 1], [3, 2, 1, 0], [0, 1, 2, 3]), ["alpha[-1]", "positive"]),
+        (lambda: pfc.paths.table([0, 0.3, 0.5, 1], [0, 1, 2, 3], [1, 1, 1, 2]), ["rise strictly", "alpha / sigma[2] is 2"]),
+        (lambda: pfc.paths.table([0, 0.5, 0.6, 1], [0, 0.5, 1, 1], [1, 0.5, 0.1, 0]), []),
+        (lambda: pfc.paths.from_alphas_cumprod([0.1, 0.5, 0.9, 0.95]), ["alphas_cumprod", "fall strictly", "[1] is 0.5"]),
+        (lambda: pfc.paths.from_alphas_cumprod([1.0, 0.5, 0.1, 0.01]), ["alphas_cumprod", "(0, 1)", "1.0"]),
         (lambda: pfc.paths.from_alphas_cumprod(ddpm()).time_of(1000), ["timestep is 1000", "0 to 999"]),
         (lambda: pfc.paths.get({"name": "table", "t": [0, 1]}), ["'table'", "alpha"]),
         (lambda: pfc.paths.get({"name": "table", "knots": [0, 1]}), ["'table'", "knots"]),
@@ -115,7 +115,7 @@ def test_json_holds_all_of_it():
 )  # fmt: skip
 def test_refused(call, words):
     if not words:
-        call()  # three points are enough
+        call()  # four points are enough
         return
     with pytest.raises((ValueError, TypeError)) as caught:
         call()

@@ -1,7 +1,7 @@
 """Paths given by a table of values, discrete diffusion schedules among them.
 
-Between the knots lambda = log(alpha / sigma) is a monotone cubic (Fritsch & Carlson 1980), and so is
-log sqrt(alpha^2 + sigma^2); alpha and sigma follow from the two, and their derivatives from those of the cubics, so that they
+Between the knots lambda = log(alpha / sigma) is a monotone cubic (Fritsch & Carlson 1980), and
+log sqrt(alpha^2 + sigma^2) a cubic; alpha and sigma follow from the two, and their derivatives from those of the cubics, so that they
 agree with the values to rounding. On a first or last interval where lambda is infinite at the end (alpha or sigma is 0 there),
 the angle whose tangent is alpha / sigma, or sigma / alpha, is the monotone cubic in place of lambda: it is finite, and exact
 at the end.
@@ -25,12 +25,12 @@ def table(t: npt.ArrayLike, alpha: npt.ArrayLike, sigma: npt.ArrayLike) -> Table
     """A path given by its values.
 
     Args:
-        t: times, one-dimensional, strictly increasing from 0 to 1, at least 3 of them.
+        t: times, one-dimensional, strictly increasing from 0 to 1, at least 4 of them.
         alpha, sigma: the values there: finite, not negative, alpha / sigma strictly increasing, alpha[-1] and sigma[0]
             positive. An alpha[0] or a sigma[-1] that is at most 1e-14 of the other is a rounded 0 and taken as 0.
 
-    Between the times lambda = log(alpha / sigma) and log sqrt(alpha^2 + sigma^2) are monotone cubics with continuous first
-    derivatives; where lambda is infinite at an end, the angle atan(alpha / sigma) is, on that interval. Saved in full in a
+    Between the times lambda = log(alpha / sigma) is a monotone cubic and log sqrt(alpha^2 + sigma^2) a cubic, with continuous
+    first derivatives; where lambda is infinite at an end, the angle atan(alpha / sigma) takes its place on that interval. Saved in full in a
     plan's JSON.
 
     Raises:
@@ -54,30 +54,21 @@ def from_alphas_cumprod(alphas_cumprod: npt.ArrayLike) -> AlphasCumprod:
 
 
 class _Cubic:
-    """A monotone cubic through points: slopes by the weighted harmonic mean of the secants (Fritsch & Butland 1984)."""
+    """A cubic through points with continuous slopes: those of the parabola through a point and its neighbours, and for values
+    that change in one direction no more than three times the lesser secant, which keeps the cubic monotone."""
 
-    def __init__(self, x: Float, y: Float) -> None:
+    def __init__(self, x: Float, y: Float, monotone: bool = True) -> None:
         self.x, self.y = x, y
         h, secant = np.diff(x), np.diff(y) / np.diff(x)
-        self.slope = np.empty_like(y)
-        if len(x) == 2:
-            self.slope[:] = secant[0]
-            return
-        w1, w2 = 2 * h[1:] + h[:-1], h[1:] + 2 * h[:-1]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            mean = (w1 + w2) / (w1 / secant[:-1] + w2 / secant[1:])
-        self.slope[1:-1] = np.where(secant[:-1] * secant[1:] > 0.0, mean, 0.0)
-        for end, (h0, h1, d0, d1) in (
-            (0, (h[0], h[1], secant[0], secant[1])),
-            (-1, (h[-1], h[-2], secant[-1], secant[-2])),
-        ):
-            # The parabola's slope at the end, as far as it keeps the cubic monotone.
-            slope = ((2 * h0 + h1) * d0 - h0 * d1) / (h0 + h1)
-            if slope * d0 <= 0.0:
-                slope = 0.0
-            elif d0 * d1 <= 0.0 and abs(slope) > 3 * abs(d0):
-                slope = 3 * d0
-            self.slope[end] = slope
+        self.slope = np.full_like(y, secant[0])
+        if len(x) > 2:
+            self.slope[1:-1] = (h[1:] * secant[:-1] + h[:-1] * secant[1:]) / (h[1:] + h[:-1])
+            self.slope[0] = ((2 * h[0] + h[1]) * secant[0] - h[0] * secant[1]) / (h[0] + h[1])
+            self.slope[-1] = ((2 * h[-1] + h[-2]) * secant[-1] - h[-1] * secant[-2]) / (h[-1] + h[-2])
+        if monotone:
+            sign = np.sign(secant[0])
+            least = 3 * np.minimum(np.append(np.inf, np.abs(secant)), np.append(np.abs(secant), np.inf))
+            self.slope = sign * np.clip(sign * self.slope, 0.0, least)
 
     def at(self, i: npt.NDArray[np.intp], x: Float) -> tuple[Float, Float]:
         """Value and derivative at x inside the intervals i."""
@@ -134,10 +125,8 @@ class Table(Path):
             )
         # The first and the last interval may have an infinite level at their outer end.
         self._low, self._high = bool(np.isinf(level[0])), bool(np.isinf(level[-1]))
-        self._size = _Cubic(times, np.log(np.hypot(a, s)))
+        self._size = _Cubic(times, np.log(np.hypot(a, s)), monotone=False)
         lo, hi = int(self._low), len(times) - int(self._high)
-        if hi - lo < 2:
-            raise ValueError("alpha and sigma must both be positive at two times at least")
         self._level = _Cubic(times[lo:hi], level[lo:hi])
         self._offset = lo
         self._from_noise = _Cubic(times, np.arctan2(a, s))
@@ -287,8 +276,8 @@ def _column(word: str, values: npt.ArrayLike) -> Float:
     array = np.array(values, dtype=np.float64)
     if array.ndim != 1:
         raise ValueError(f"{word} must be one-dimensional, got shape {list(array.shape)}")
-    if array.size < 3:
-        raise ValueError(f"{word} needs at least 3 values, got {array.size}")
+    if array.size < 4:
+        raise ValueError(f"{word} needs at least 4 values, got {array.size}")
     if not np.isfinite(array).all():
         at = int(np.flatnonzero(~np.isfinite(array))[0])
         raise ValueError(f"{word}[{at}] is {array[at]}, it must be finite")
