@@ -66,7 +66,8 @@ def test_every_solver(name, solver):
         grids.append(np.linspace(0.0, 1.0, 6))
     for grid in grids:
         ours, theirs = (
-            pfc.plan(which, grid=grid, path=path, prediction="data", **options) for path in (PATHS[name], name)
+            pfc.plan(which, grid=grid, path=path, prediction="data", **options)
+            for path in (PATHS[name], name)
         )
         # Stages in lambda are found by bisection of one function and of the other.
         torch.testing.assert_close(ours.table, theirs.table, rtol=1e-9, atol=1e-9)
@@ -155,7 +156,9 @@ def test_a_loaded_plan_is_never_run_on_another_path():
         lambda: loaded.path.coefficients(0.5),
         lambda: pfc.interpolate(torch.zeros(1, 2), torch.zeros(1), seeds=[0], path=loaded.path),
     ):
-        with pytest.raises(ValueError, match=r"'my trigonometric' came from a plan's JSON.*pfc\.paths\.custom"):
+        with pytest.raises(
+            ValueError, match=r"'my trigonometric' came from a plan's JSON.*pfc\.paths\.custom"
+        ):
             call()
 
 
@@ -200,7 +203,9 @@ def test_refused(arguments, words):
 
 
 def test_conversions_that_divide_by_zero_are_refused():
-    with pytest.raises(ValueError, match=r"'noise' does not determine the data.*t = 0 on the my trigonometric"):
+    with pytest.raises(
+        ValueError, match=r"'noise' does not determine the data.*t = 0 on the my trigonometric"
+    ):
         pfc.plan("dpmpp_2m", 4, path=PATHS["trigonometric"], prediction="noise")
 
 
@@ -241,6 +246,7 @@ def test_training_loss_on_a_custom_path():
     named = objectives.Objective(path="trigonometric", prediction="velocity", times="uniform")
     data, seeds = torch.randn(8, 3), torch.arange(8)
     ours, theirs = (
-        objectives.regression_loss(lambda x, t: 0.5 * x, data, seeds, objective=one) for one in (objective, named)
+        objectives.regression_loss(lambda x, t: 0.5 * x, data, seeds, objective=one)
+        for one in (objective, named)
     )
     torch.testing.assert_close(ours, theirs)

@@ -43,7 +43,9 @@ def test_smooth_and_monotone(name):
     below, above, here = path.coefficients(t - h), path.coefficients(t + h), path.coefficients(t)
     for value in (0, 1):
         difference = (above[value] - below[value]) / (2 * h)
-        np.testing.assert_allclose(here[value + 2], difference, rtol=2e-5, atol=2e-5 * np.abs(difference).max())
+        np.testing.assert_allclose(
+            here[value + 2], difference, rtol=2e-5, atol=2e-5 * np.abs(difference).max()
+        )
     knots = np.linspace(0.0, 1.0, 11)[1:-1]
     left, right = path.coefficients(knots - 1e-12), path.coefficients(knots + 1e-12)
     for value in range(4):
@@ -140,7 +142,9 @@ def test_timesteps_of_a_discrete_schedule():
     # Between timesteps lambda is between.
     lam = np.log(alpha / sigma)
     middle = path.coefficients(path.times_of(every[:-1] - 0.5))
-    assert (np.log(middle[0] / middle[1]) > lam[:-1]).all() and (np.log(middle[0] / middle[1]) < lam[1:]).all()
+    assert (np.log(middle[0] / middle[1]) > lam[:-1]).all() and (
+        np.log(middle[0] / middle[1]) < lam[1:]
+    ).all()
 
 
 def ddim_in_alphas_cumprod(eps, x, acp, timesteps, last):
@@ -229,7 +233,9 @@ def test_integer_timesteps_are_rounded_to_the_nearest_and_only_on_request():
     assert [k for _, k in told()] == pytest.approx([999, 700.75, 300.5, 20.25], rel=1e-6)
     # 700.75 is 701, which truncation would make 700; a half goes to the even one.
     assert told(round_time=True) == [(torch.float32, float(k)) for k in (999, 701, 300, 20)]
-    assert told(round_time=True, time_dtype=torch.int64) == [(torch.int64, float(k)) for k in (999, 701, 300, 20)]
+    assert told(round_time=True, time_dtype=torch.int64) == [
+        (torch.int64, float(k)) for k in (999, 701, 300, 20)
+    ]
     with pytest.raises(ValueError, match=r"time_dtype is torch\.int64.*700\.75.*round_time=True"):
         told(time_dtype=torch.int64)
     for wrong in ({"round_time": 1}, {"time_dtype": torch.bool}):
@@ -247,7 +253,9 @@ def test_a_schedule_as_dense_as_the_continuous_path_agrees_with_it():
         path = pfc.paths.from_alphas_cumprod(paths.vp(knots)[0] ** 2)
         grid = np.linspace(0.05, 0.9, 20)
         ours, theirs = (
-            executor.run(pfc.plan("unipc", grid=grid, path=p, prediction="noise").to_dict(), exact.of("noise"), x0)[-1]
+            executor.run(
+                pfc.plan("unipc", grid=grid, path=p, prediction="noise").to_dict(), exact.of("noise"), x0
+            )[-1]
             for p in (path, "vp")
         )
         gaps.append(np.abs(ours - theirs).max())

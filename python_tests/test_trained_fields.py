@@ -82,7 +82,9 @@ def test_algorithm_1():
     """The published deterministic sampler on the published preconditioning, to 1e-12; its input is c_in x, its time c_noise."""
     seen = []
     found = pfc.Sampler(edm_plan())(edm_field(seen=seen), x0=X0)
-    np.testing.assert_allclose(found.numpy(), algorithm_1(X0.numpy(), karras_levels(12)), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        found.numpy(), algorithm_1(X0.numpy(), karras_levels(12)), rtol=1e-12, atol=1e-12
+    )
     levels = karras_levels(12)
     torch.testing.assert_close(seen[0][0], X0 / math.sqrt(80.0**2 + SD**2), rtol=1e-15, atol=1e-15)
     told = [float(c[0]) for _, c in seen]

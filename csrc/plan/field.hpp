@@ -38,18 +38,22 @@ struct HostPrediction {
   friend bool operator==(const HostPrediction& given, Prediction kind) { return !given.function && given.kind == kind; }
 };
 
-// An evaluation at a plan time: the field's own time, its answer, and the point (alpha, sigma) in which the plan's x is known
-// when the answer is converted.
+// An evaluation at a plan time: the field's own time, its answer, the plan's point, and what the field takes that point for.
 struct Question {
   double t;
   Answer answer;
   PathPoint at;
+  PathPoint taken_for;
+
+  // From the field's output to a mixture at the plan's point; not finite where it does not determine it.
+  Conversion to(const Mixture& needed) const;
 };
 
 // The field's time of a plan whose path is `along` while the field was trained on `trained`: the one of equal lambda, where
 // x_trained = s x with s = sqrt(alpha^2 + sigma^2) of the trained path by that of the other. s is alpha / alpha~ and
 // sigma / sigma~ wherever those are finite, and is finite at both ends. A level that the trained path does not reach is its
-// nearest end: the network takes the point for one of that level, and so does the conversion of what it says.
+// nearest end: the network takes the point for one of that level. The data that it then means is what the plan goes by at a
+// level above the path's highest noise; past its lowest the conversion takes the point for what the network does.
 Question ask(const HostPath& trained, const HostPrediction& prediction, const HostPath* along, double r);
 
 }  // namespace pfc::plan

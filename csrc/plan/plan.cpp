@@ -199,13 +199,6 @@ Conversion Builder::conversion(Prediction from, Prediction to, double t) const {
   return k;
 }
 
-Conversion Builder::from_field(const Mixture& needed, double t) const {
-  const Question q = question(t);
-  // What the field says already needs nothing of the path, not even where the path is singular.
-  if (q.answer.says.data == needed.data && q.answer.says.noise == needed.noise) return {0.0, 1.0};
-  return convert(q.answer.says, needed, q.at);
-}
-
 Conversion Builder::from_field(Prediction needed, double t) const {
   if (!plan_.along && plan_.prediction == needed) return {0.0, 1.0};
   return from_field(mixture(needed, at(t)), t);

@@ -85,7 +85,7 @@ class Builder {
   // Throws unless the field's prediction determines `needed` at time t, naming what vanishes there.
   Conversion require(Prediction needed, double t) const;
   // From what the field says at time t to a mixture; not finite where it does not determine it.
-  Conversion from_field(const Mixture& needed, double t) const;
+  Conversion from_field(const Mixture& needed, double t) const { return question(t).to(needed); }
   Conversion from_field(Prediction needed, double t) const;
   // Between any two predictions on the plan's path.
   Conversion conversion(Prediction from, Prediction to, double t) const;
