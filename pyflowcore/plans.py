@@ -140,7 +140,7 @@ class Plan:
                 predictions.to_core(predictions.get(data["prediction"])),
                 prediction_kind(data["working"], "working"), [float(t) for t in data["times"]],
                 [_row(entry, i) for i, entry in enumerate(data["rows"])], int(data["slots"]),
-                None if along is None else paths.get(along)._core,
+                None if along is None else paths.get(along, "along")._core,
             )
         )  # fmt: skip
 
@@ -317,7 +317,7 @@ def plan(
         raise ValueError(f"last must be 'default' or 'full', got {last!r}")
     chosen = grids.get(grid)
     trained, kind = paths.get(path), predictions.to_core(predictions.get(prediction))
-    on = trained if along is None else paths.get(along)
+    on = trained if along is None else paths.get(along, "along")
     other = None if on == trained else on._core
 
     options = _options(

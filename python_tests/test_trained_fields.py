@@ -1,8 +1,9 @@
-"""Fields trained as diffusion models sample as flows: EDM's preconditioned networks and scaled inputs, against the loops of their
-papers written out in float64."""
+"""Fields trained as diffusion models sample as flows: EDM's preconditioned networks and scaled inputs, against the loops of
+their papers written out in float64."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -36,7 +37,7 @@ def karras_levels(steps, least=0.002, most=80.0, rho=7):
 
 
 def algorithm_1(x, levels):
-    for now, then in zip(levels[:-1], levels[1:], strict=True):
+    for now, then in itertools.pairwise(levels):
         slope = (x - denoiser(x, now)) / now
         moved = x + (then - now) * slope
         if then != 0:

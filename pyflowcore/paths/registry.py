@@ -17,7 +17,7 @@ _NAMED: dict[str, type[Path]] = {
 _DESCRIBED: dict[str, type[Path]] = {"table": Table, "alphas_cumprod": AlphasCumprod, "custom": SavedPath}
 
 
-def get(path: str | Path | dict[str, Any]) -> Path:
+def get(path: str | Path | dict[str, Any], word: str = "path") -> Path:
     """A path from its name ("linear", "trigonometric", "vp", "polynomial", "linear_vp", "ve"), its description, or itself."""
     if isinstance(path, Path):
         return path
@@ -29,19 +29,19 @@ def get(path: str | Path | dict[str, Any]) -> Path:
         name, options, known = path, {}, _NAMED
     else:
         raise TypeError(
-            f"path must be a name, a pfc.paths.Path or its description, got {type(path).__name__}"
+            f"{word} must be a name, a pfc.paths.Path or its description, got {type(path).__name__}"
         )
     if not isinstance(name, str) or name not in known:
         raise ValueError(
-            f"path: unknown name {name!r}, allowed are {', '.join(known)}; pfc.paths.custom, table and "
+            f"{word}: unknown name {name!r}, allowed are {', '.join(known)}; pfc.paths.custom, table and "
             "from_alphas_cumprod make others"
         )
     try:
         return known[name](**options)
     except TypeError as error:
         if wrong := sorted(set(options) - set(inspect.signature(known[name]).parameters)):
-            raise ValueError(f"path {name!r}: unknown options {wrong}") from None
-        raise ValueError(f"path {name!r}: {error}") from None
+            raise ValueError(f"{word} {name!r}: unknown options {wrong}") from None
+        raise ValueError(f"{word} {name!r}: {error}") from None
 
 
 def from_core(path: _core.Path | Path) -> Path:
