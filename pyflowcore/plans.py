@@ -72,7 +72,7 @@ class Plan:
         times: the grid, steps + 1 float64 numbers.
         rows: the rows, in order (``csrc/core/row.hpp`` says what a row does).
         table: the same as a float64 tensor [rows, 56], for ``pfc.ops.combine_``.
-        row_times: the field's time of each row, float64 [rows]; of a row without an evaluation, that of the next one.
+        row_times: the field's time of each row, float64 [rows]; of a row without an evaluation, that of the one next to it.
         steps, nfe, slots, draws: numbers of steps, evaluations, remembered predictions, noise draws.
     """
 
@@ -97,6 +97,23 @@ class Plan:
     def rows(self) -> tuple[_core.Row, ...]:
         """Copies of the rows: changing one changes nothing here."""
         return tuple(self._core.rows)
+
+    def data_coefficients(self, path: paths.Path | None = None) -> list[tuple[float, float]]:
+        """(p, q) of each row with the data that its evaluation predicts = p y + q out, y the plan's point; not finite where the
+        prediction does not determine it, and of a row that evaluates nothing.
+
+        ``path`` is the field's, for plans that were loaded and know theirs by name alone. The field says its data at a point
+        of its own path, which is y times the factor of its input less the prediction's own."""
+        on, kind = (path or self.path)._core, predictions.to_core(self.prediction)
+        pairs, shown = [], 1.0
+        for row in self.facts:
+            pair = float("nan"), float("nan")
+            if row.evaluates:
+                p, q = _core.convert(on, kind, _core.Prediction.data, row.field_t)
+                pair = p * shown / _core.ask(on, kind, None, row.field_t)[1], q
+            pairs.append(pair)
+            shown = row.in_scale
+        return pairs
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Plan.from_dict, (self.to_dict(),)
@@ -181,9 +198,12 @@ class Plan:
 
 
 def _field_times(facts: Sequence[RowFacts]) -> list[float]:
-    """A row that evaluates nothing has the time of the evaluation that follows: the network's map may not be finite at its
-    own."""
-    return [(row if row.evaluates or row.after is None else facts[row.after]).field_t for row in facts]
+    """A row that evaluates nothing has the time of the evaluation next to it; at its own the network may have none."""
+    times: list[float] = []
+    for row in facts:
+        near = row if row.evaluates or row.after is None else facts[row.after]
+        times.append(near.field_t if near.evaluates or not times else times[-1])
+    return times
 
 
 def _row(entry: dict[str, Any], index: int) -> _core.Row:

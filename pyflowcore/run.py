@@ -14,7 +14,6 @@ from ._library import PyflowcoreWarning
 from .buffers import FunctionalBuffers, InPlaceBuffers
 from .field import Field
 from .plans import Plan
-from .predictions import to_core
 
 __all__ = ["Run", "Step", "Trajectory"]
 
@@ -49,19 +48,10 @@ class Step:
 
 
 def denoise_table(plan: Plan, field: Field) -> Tensor:
-    """A table whose rows only convert: their prediction is the data. Not finite where the data is undetermined.
-
-    The field says it on its own path, whose point is the factor of its input, less the network's own, times the plan's."""
+    """A table whose rows only convert: their prediction is the data. Not finite where the data is undetermined."""
     r = _core.record
     table = torch.zeros_like(plan.table)
-    path, kind = field.path._core, to_core(field.prediction)
-    shown = 1.0
-    for i, row in enumerate(plan.facts):
-        p, q = 0.0, 1.0
-        if row.evaluates:
-            p, q = _core.convert(path, kind, _core.Prediction.data, row.field_t)
-            p *= shown / _core.ask(path, kind, None, row.field_t)[1]
-        shown = row.in_scale
+    for i, (p, q) in enumerate(plan.data_coefficients(field.path)):
         for name, value in (
             ("evaluates", 1.0),
             ("store", -1.0),

@@ -114,6 +114,11 @@ def test_rounded_ends_are_the_ends():
     assert plan.rows[-1].b == [] and plan.rows[-1].a == 0.0
 
 
+def test_a_kink_is_no_wrong_derivative():
+    path = pfc.paths.custom(lambda t: torch.minimum(t, 0.5 * t + 0.25), lambda t: 1 - t)
+    assert float(path.coefficients(0.25)[2]) == 1.0 and float(path.coefficients(0.75)[2]) == 0.5
+
+
 def test_plans_of_no_grad_code():
     for mode in (torch.no_grad(), torch.inference_mode()):
         with mode:

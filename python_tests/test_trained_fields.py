@@ -173,6 +173,15 @@ def test_the_predicted_data_of_a_preconditioned_network():
     np.testing.assert_allclose(seen[0].numpy(), denoiser(X0.numpy(), 40.0), rtol=1e-12)
 
 
+def test_rows_without_an_evaluation_ask_for_no_time():
+    """c_noise is minus infinity at t = 1, where nothing is evaluated."""
+    description = edm_plan(3).to_dict()
+    description["rows"].append({"evaluates": False, "t": 1.0, "step": 2, "a": 1.0, "a_minus_1": 0.0})
+    plan = pfc.Plan.from_dict(description)
+    assert plan.row_times[-1] == plan.row_times[-2] < 1.0
+    assert torch.equal(pfc.Sampler(plan)(edm_field(), x0=X0), pfc.Sampler(edm_plan(3))(edm_field(), x0=X0))
+
+
 def test_a_field_called_directly_scales_its_input():
     x = torch.linspace(-2, 2, 6, dtype=torch.float64).reshape(2, 3)
     seen = []

@@ -2,7 +2,6 @@
 // host knows those, and only the plan's coefficients, in float64, carry them to a kernel.
 #pragma once
 
-#include <limits>
 #include <memory>
 #include <string>
 #include <utility>

@@ -117,7 +117,7 @@ class Custom(_ByName):
     def _values(self, t: float) -> tuple[float, float]:
         if t in (0.0, 1.0):
             return self._point(t)[:2]
-        at = torch.tensor(t, dtype=torch.float64)
+        at = torch.tensor(t, dtype=torch.float64, device="cpu")
         with torch.no_grad():
             return float(self._call("alpha", at)), float(self._call("sigma", at))
 
@@ -135,7 +135,7 @@ class Custom(_ByName):
                 f"elementwise?): {error}"
             ) from error
         if not isinstance(value, Tensor):
-            value = torch.as_tensor(value, dtype=torch.float64)
+            value = torch.as_tensor(value, dtype=torch.float64, device="cpu")
         if value.dtype != torch.float64:
             raise TypeError(
                 f"{word} must stay in float64, it returned {value.dtype}: paths are evaluated in float64"
@@ -163,7 +163,7 @@ class Custom(_ByName):
         return value.detach().clone(), slope
 
     def _check(self) -> None:
-        alpha, sigma, dalpha, dsigma = self.coefficients(_FINE)
+        alpha, sigma, _, _ = self.coefficients(_FINE)
         for word, values in (("alpha", alpha), ("sigma", sigma)):
             if not np.isfinite(values).all():
                 at = int(np.flatnonzero(~np.isfinite(values))[0])
@@ -182,10 +182,10 @@ class Custom(_ByName):
                 f"alpha / sigma must rise strictly with t (t = 0 noise, t = 1 data); from t = {_FINE[at]} to {_FINE[at + 1]} "
                 f"it goes from {alpha[at]} / {sigma[at]} to {alpha[at + 1]} / {sigma[at + 1]}"
             )
-        inside = _FINE[6:-6]  # a derivative may be infinite at an end, and differences are poor near one
-        h = 1e-6
-        below, above = self.coefficients(inside - h), self.coefficients(inside + h)
-        for word, index, slope in (("alpha", 0, dalpha[6:-6]), ("sigma", 1, dsigma[6:-6])):
+        # A derivative may be infinite at an end, and differences are poor near one; a kink is likeliest at a round number.
+        inside, h = _FINE[6:-7] + 0.37 * _FINE[1], 1e-6
+        below, here, above = (self.coefficients(inside + shift) for shift in (-h, 0.0, h))
+        for word, index, slope in (("alpha", 0, here[2]), ("sigma", 1, here[3])):
             difference = (above[index] - below[index]) / (2 * h)
             # Differences have the rounding of the values, divided by h.
             scale = np.abs(difference) + np.abs(above[index]) + 1e-3
