@@ -196,6 +196,14 @@ class Custom(_ByName):
                 raise ValueError(
                     f"{source} {slope[at]} at t = {inside[at]}, differences of {word} give {difference[at]}"
                 )
+            # Steps, as of a schedule looked up by integers, have a right derivative nearly everywhere.
+            most = np.maximum(np.abs(slope[:-1]), np.abs(slope[1:]))
+            if (jumps := np.abs(np.diff(here[index])) > 2 * most * _FINE[1] + 1e-9 * scale[1:]).any():
+                at = int(np.flatnonzero(jumps)[0])
+                raise ValueError(
+                    f"{word} jumps from {here[index][at]} to {here[index][at + 1]} between t = {inside[at]} and "
+                    f"{inside[at + 1]}; for values of a schedule there are pfc.paths.table and from_alphas_cumprod"
+                )
 
 
 class SavedPath(_ByName):
