@@ -40,6 +40,17 @@ def initial_state(
         state = state if enable_grad else state.detach()
         keys = _seeds_for(seeds, state.shape[0], state.device) if seeds is not None or plan.draws else None
         return state, keys
+    wrong = isinstance(shape, str) or not isinstance(shape, Sequence)
+    if wrong or any(isinstance(size, (float, str, bool)) for size in shape or ()):
+        kind = type(shape).__name__
+        raise TypeError(
+            f"shape must be a sequence of integers, the shape of one sample, got {kind} {shape!r}"
+        )
+    if plan.times[0] > plan.times[-1]:
+        raise ValueError(
+            f"x0 is missing: the plan runs backwards from t = {plan.times[0]}, so x0 is data (or the state there) and must be "
+            "given; shape would begin with noise"
+        )
     if plan.times[0] != 0.0:
         raise ValueError(
             f"x0 is missing: the plan begins at t = {plan.times[0]}, where the state is not noise alone"

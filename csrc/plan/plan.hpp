@@ -76,6 +76,8 @@ class Builder {
   int steps() const { return plan_.steps(); }
   PathPoint at(double t) const { return evaluate(path(), t); }
   const HostPath& path() const { return plan_.along ? *plan_.along : plan_.path; }
+  // The times decrease: from data towards noise, which inverts a sample.
+  bool backwards() const { return times().front() > times().back(); }
   const HostPrediction& prediction() const { return plan_.prediction; }
   Prediction working() const { return plan_.working; }
 
@@ -84,6 +86,10 @@ class Builder {
 
   // Throws unless the field's prediction determines `needed` at time t, naming what vanishes there.
   Conversion require(Prediction needed, double t) const;
+  // Whether require() would succeed.
+  bool determines(Prediction needed, double t) const;
+  // "for solver 'x' at t = 0.5 on the linear path", for messages.
+  std::string where(double t) const;
   // From what the field says at time t to a mixture; not finite where it does not determine it.
   Conversion from_field(const Mixture& needed, double t) const { return question(t).to(needed); }
   Conversion from_field(Prediction needed, double t) const;
@@ -131,7 +137,7 @@ class Builder {
   void scale_inputs();
 };
 
-// Throws std::invalid_argument unless there are at least two finite times in [0, 1] that increase strictly.
+// Throws std::invalid_argument unless there are at least two finite times in [0, 1] that increase or decrease strictly.
 void check_times(const std::vector<double>& times);
 
 const char* name_of(Prediction prediction);

@@ -104,6 +104,43 @@ def _check_written(x: Tensor, y_out: Tensor | None, inp: Tensor | None, slots: T
             )
 
 
+def _check_overlap(x: Tensor, written: dict[str, Tensor | None], read: dict[str, Tensor | None]) -> None:
+    """Written buffers share no memory with each other, and with what is read only where each element is read before it is
+    written: at the same place in a block of the state's shape (a point updated in place, an output that is the input)."""
+    if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type == "meta":
+        return  # no addresses to look at
+    block = x.numel() * x.element_size()
+    spans: list[tuple[str, int, int]] = []
+    for name, tensor in written.items():
+        if tensor is None or not tensor.numel():
+            continue
+        first = tensor.data_ptr()
+        end = first + tensor.numel() * tensor.element_size()
+        for other, start, stop in spans:
+            if first < stop and start < end:
+                raise ValueError(
+                    f"{other} and {name} overlap in memory by {min(end, stop) - max(first, start)} bytes; both are written"
+                )
+        spans.append((name, first, end))
+    for name, tensor in read.items():
+        # What is not contiguous is copied before anything is written.
+        if tensor is None or not tensor.numel() or not tensor.is_contiguous():
+            continue
+        first = tensor.data_ptr()
+        end = first + tensor.numel() * tensor.element_size()
+        for other, start, stop in spans:
+            if first >= stop or start >= end:
+                continue
+            owner = written[other]
+            in_place = owner is not None and tensor.dtype == owner.dtype and (first - start) % block == 0
+            if not in_place or name in ("guidance", "seeds", "table"):
+                shared = min(end, stop) - max(first, start)
+                raise ValueError(
+                    f"{name} is read and {other} is written, and they overlap in memory by {shared} bytes; they may be one "
+                    "buffer, but not parts of one that are shifted against each other"
+                )
+
+
 def mark_written(*tensors: Tensor | None) -> None:
     """Tells autograd that these were written, which an operator without a gradient does not do by itself."""
     if torch.compiler.is_compiling():
@@ -140,16 +177,23 @@ def combine_(
         guidance: [R, 1 or B] or [R, J - 1, 1 or B], the state's dtype: the guidance scale w of each row.
         seeds: int64 [B], for rows that draw noise.
 
-    No gradient: use :func:`combine` for that. Every tensor is on x's device. Buffers that are written must be contiguous.
+    No gradient: use :func:`combine` for that. Every tensor is on x's device. Buffers that are written must be contiguous and
+    must not overlap (the state may be the first part of the memory whose rest is inp). y and out may be buffers that are
+    written, or whole blocks of them, but no shifted part.
 
     Raises:
-        TypeError, ValueError: as :func:`combine`, and where a written buffer is not contiguous; RuntimeError where the row
-            needs a slot, a branch's scale or seeds that are not given.
+        TypeError, ValueError: as :func:`combine`, and where a written buffer is not contiguous or overlaps another;
+            RuntimeError where the row needs a slot, a branch's scale or seeds that are not given.
     """
     _check_table(table, row)
     _check_state(x, y=y, y_out=y_out)
     _check_branches(x, [branch for branch in (out, out2) if branch is not None], guidance, seeds)
     _check_written(x, y_out, inp, slots)
+    _check_overlap(
+        x,
+        {"x": x, "y_out": y_out, "inp": inp, "slots": slots},
+        {"y": y, "out": out, "out2": out2, "guidance": guidance, "seeds": seeds, "table": table},
+    )
     torch.ops.pyflowcore.combine_(x, y, y_out, inp, slots, out, out2, guidance, seeds, table, row)
     mark_written(x, y_out, inp, slots)
 
