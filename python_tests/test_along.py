@@ -266,3 +266,26 @@ def test_along_a_custom_path():
         theirs = pfc.plan("unipc", 5, path=names[0], prediction="data", along=names[1])
         torch.testing.assert_close(ours.table, theirs.table, rtol=1e-11, atol=1e-11)
         assert pfc.Plan.from_json(ours.to_json()) == ours
+
+
+@pytest.mark.parametrize(
+    "solver", [name for name in catalogue.DETERMINISTIC if name not in ("dopri8", "tsit5")]
+)
+def test_backwards(solver):
+    """Inversion along another path: decreasing times change nothing of how a field is asked."""
+    which, options, _ = catalogue.DETERMINISTIC[solver]
+    grid = paths.lambda_grid("linear", 5)[::-1]
+    changed = pfc.plan(which, grid=grid, path="vp", prediction="noise", along="linear", **options)
+    direct = pfc.plan(which, grid=grid, path="linear", prediction="velocity", **options)
+    found, wanted = solve(changed, mixture("vp").of("noise")), solve(direct, mixture("linear").of("velocity"))
+    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_backwards_from_the_data_along_another_path():
+    """From end to end: what the exact field of the other path gives."""
+    plan = pfc.plan("heun", grid=np.linspace(1.0, 0.0, 81), path="trigonometric", along="linear", last="full")
+    direct = pfc.plan("heun", grid=np.linspace(1.0, 0.0, 81), path="linear", last="full")
+    found = solve(plan, fields.gaussian("trigonometric").of("velocity"))
+    np.testing.assert_allclose(
+        found, solve(direct, fields.gaussian("linear").of("velocity")), rtol=1e-9, atol=1e-9
+    )
