@@ -9,11 +9,13 @@ from .guidance import CFG
 from .info import Info, info
 from .ops import Interpolated, interpolate, randn
 from .plans import Plan, plan, solvers
+from .predictions import EDM, Scaled
 from .run import Run, Step, Trajectory
 from .sampler import Sampler
 
 __all__ = [
     "CFG",
+    "EDM",
     "CapturedRun",
     "Field",
     "Fit",
@@ -23,6 +25,7 @@ __all__ = [
     "PyflowcoreWarning",
     "Run",
     "Sampler",
+    "Scaled",
     "Step",
     "Trajectory",
     "cpu_isa",

@@ -101,7 +101,7 @@ class Inpaint:
 @torch.compiler.assume_constant_result
 def level_table(plan: Plan, from_seeds: bool) -> Tensor:
     """Row n makes, beside x = known, the point alpha known + sigma noise at times[n + 1]; the noise is slot 0, or drawn."""
-    alpha, sigma, _, _ = plan.path.coefficients(plan.times[1:])
+    alpha, sigma, _, _ = plan.along.coefficients(plan.times[1:])
     table = torch.zeros(plan.steps, _R["width"], dtype=torch.float64)
     table[:, _R["store"]] = -1.0
     table[:, _R["in_scale"]] = table[:, _R["a"]] = 1.0

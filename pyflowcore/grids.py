@@ -41,6 +41,7 @@ __all__ = [
     "lambda_uniform",
     "linear_quadratic",
     "logit_normal",
+    "resolution_shift",
     "shifted",
     "sigmas",
     "times",
@@ -71,6 +72,10 @@ class Grid:
     def dynamic_shift(self, tokens: int, form: str = "exponential") -> Shifted:
         """This grid, shifted as the number of tokens wants it; see :func:`dynamic_shift`."""
         return Shifted(_shift_of(tokens, form), self)
+
+    def resolution_shift(self, size: float, trained: float) -> Shifted:
+        """This grid, shifted for samples of another size than was trained; see :func:`resolution_shift`."""
+        return Shifted(_shift_of_sizes(size, trained), self)
 
     def terminal(self, level: float) -> Terminal:
         """This grid, stretched so that its last noise level above 0 is ``level``; see :class:`Terminal`."""
@@ -387,6 +392,20 @@ def dynamic_shift(tokens: int, form: str = "exponential") -> Shifted:
     """The uniform grid shifted by e^mu, with mu linear in the number of tokens: 0.5 at 256, 1.15 at 4096 (FLUX.1, Black Forest
     Labs 2024). The form "linear" shifts by mu itself."""
     return Uniform().dynamic_shift(tokens, form)
+
+
+def _shift_of_sizes(size: float, trained: float) -> float:
+    for name, value in (("size", size), ("trained", trained)):
+        _check_number(name, value)
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a positive finite number, got {value}")
+    return math.sqrt(size / trained)
+
+
+def resolution_shift(size: float, trained: float) -> Shifted:
+    """The uniform grid shifted by sqrt(size / trained), sizes counted in pixels or tokens of a sample: a field trained at one
+    resolution then sees the noise levels that look alike at another (Esser et al. 2024, eq. 23)."""
+    return Uniform().resolution_shift(size, trained)
 
 
 def karras(

@@ -74,7 +74,7 @@ def start_of(
         return Start(tensor, keys)
     if plan.times[0] == 0.0:
         # A copy: the caller may write into x0 while the trajectory runs.
-        scale = plan.path.noise_scale
+        scale = plan.along.noise_scale
         return Start(tensor, keys, tensor.clone() if scale == 1.0 else tensor / scale)
     noise, keys = _noise(begin, tensor.shape, tensor.dtype, tensor.device, keys)
     return Start(tensor, keys, noise)
@@ -100,8 +100,12 @@ def _state_from(begin: Begin, enable_grad: bool) -> Tensor:
 
 
 def _from_noise(plan: Plan, begin: Begin, shape: Sequence[int], keep_noise: bool) -> Start:
-    wrong = isinstance(shape, str) or not isinstance(shape, Sequence)
-    if wrong or any(isinstance(size, (float, str, bool)) for size in shape or ()):
+    given: object = shape  # whatever the hint says
+    if (
+        isinstance(given, str)
+        or not isinstance(given, Sequence)
+        or any(isinstance(size, (float, str, bool)) for size in given)
+    ):
         kind = type(shape).__name__
         raise TypeError(
             f"shape must be a sequence of integers, the shape of one sample, got {kind} {shape!r}"
@@ -125,7 +129,7 @@ def _from_noise(plan: Plan, begin: Begin, shape: Sequence[int], keep_noise: bool
     noise, keys = _noise(begin, (count, *shape), dtype, begin.device, None)
     if keys is None and begin.seeds is not None:
         keys = _seeds_for(begin.seeds, count, begin.device)
-    scale = plan.path.noise_scale
+    scale = plan.along.noise_scale
     return Start(noise if scale == 1.0 else noise * scale, keys, noise if keep_noise else None)
 
 
@@ -139,7 +143,7 @@ def _from_data(plan: Plan, begin: Begin, data: Tensor, keys: Tensor | None) -> S
 @torch.compiler.assume_constant_result
 def _first_level(plan: Plan) -> tuple[float, float]:
     """alpha and sigma at the plan's first time."""
-    alpha, sigma, _, _ = plan.path.coefficients([plan.times[0]])
+    alpha, sigma, _, _ = plan.along.coefficients([plan.times[0]])
     return float(alpha[0]), float(sigma[0])
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from . import _core, grids, paths
+from . import _core, grids, paths, predictions
 from .ops.interpolate import prediction_kind
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _VERSION = 1
 
 # The scalars of a row and the values that JSON leaves out.
 _SCALARS: dict[str, Any] = {
-    "evaluates": True, "t": None, "step": None, "completes_step": False, "in_scale": 1.0, "p": 0.0, "q": 1.0,
+    "evaluates": True, "t": None, "field_t": None, "step": None, "completes_step": False, "in_scale": 1.0, "p": 0.0, "q": 1.0,
     "a": 1.0, "a_minus_1": 0.0, "c": 1.0, "c_minus_1": 0.0, "b_new": 0.0, "e_new": 0.0, "store": -1,
 }  # fmt: skip
 _LISTS = ("b", "e", "s", "r")
@@ -45,6 +45,7 @@ class RowFacts(NamedTuple):
     store: int
     point_is_state: bool
     after: int | None  # the next row that evaluates the field; None after the last
+    field_t: float  # the field's own time; t but for plans along another path
 
 
 def _facts(rows: Sequence[_core.Row]) -> tuple[RowFacts, ...]:
@@ -53,7 +54,8 @@ def _facts(rows: Sequence[_core.Row]) -> tuple[RowFacts, ...]:
     for i in range(len(rows) - 1, -1, -1):
         row = rows[i]
         scalars = (row.evaluates, row.t, row.step, row.completes_step, row.in_scale, row.p, row.store)
-        facts.append(RowFacts(*scalars, row.point_is_state, after))
+        field_t = row.t if row.field_t is None else row.field_t
+        facts.append(RowFacts(*scalars, row.point_is_state, after, field_t))
         after = i if row.evaluates else after
     return tuple(reversed(facts))
 
@@ -67,11 +69,14 @@ class Plan:
     """A trajectory's table of coefficients; from :func:`plan`, ``Plan.from_json`` or ``Plan.from_dict``. Immutable.
 
     Attributes:
-        solver, prediction, working: names; the field must predict ``prediction``, the slots hold ``working``.
+        solver, working: names; the slots hold ``working``.
+        prediction: what the field must predict: a name, ``pfc.EDM(...)`` or ``pfc.Scaled(...)``.
         path: the field's path.
+        along: the path that the plan integrates on and whose times its own are; the field's, unless asked for.
         times: the grid, steps + 1 float64 numbers.
         rows: the rows, in order (``csrc/core/row.hpp`` says what a row does).
         table: the same as a float64 tensor [rows, 56], for ``pfc.ops.combine_``.
+        row_times: the field's time of each row, float64 [rows]; of a row without an evaluation, that of the one next to it.
         steps, nfe, slots, draws: numbers of steps, evaluations, remembered predictions, noise draws.
     """
 
@@ -79,7 +84,8 @@ class Plan:
         self._core = core
         self.solver: str = core.solver
         self.path = paths.from_core(core.path)
-        self.prediction: str = core.prediction.name
+        self.along = self.path if core.along is None else paths.from_core(core.along)
+        self.prediction: predictions.AnyPrediction = predictions.from_core(core.prediction)
         self.working: str = core.working.name
         self.times: tuple[float, ...] = tuple(core.times)
         self.steps: int = core.steps
@@ -89,12 +95,29 @@ class Plan:
         self.table: torch.Tensor = torch.from_numpy(core.table())
         self.facts = _facts(core.rows)
         # Never written, so threads may share it: what maps times copies first.
-        self.row_times = torch.tensor([row.t for row in self.facts], dtype=torch.float64)
+        self.row_times = torch.tensor(_field_times(self.facts), dtype=torch.float64)
 
     @property
     def rows(self) -> tuple[_core.Row, ...]:
         """Copies of the rows: changing one changes nothing here."""
         return tuple(self._core.rows)
+
+    def data_coefficients(self, path: paths.Path | None = None) -> list[tuple[float, float]]:
+        """(p, q) of each row with the data that its evaluation predicts = p y + q out, y the plan's point; not finite where the
+        prediction does not determine it, and of a row that evaluates nothing.
+
+        ``path`` is the field's, for plans that were loaded and know theirs by name alone. The field says its data at a point
+        of its own path, which is y times the factor of its input less the prediction's own."""
+        on, kind = (path or self.path)._core, predictions.to_core(self.prediction)
+        pairs, shown = [], 1.0
+        for row in self.facts:
+            pair = float("nan"), float("nan")
+            if row.evaluates:
+                p, q = _core.convert(on, kind, _core.Prediction.data, row.field_t)
+                pair = p * shown / _core.ask(on, kind, None, row.field_t)[1], q
+            pairs.append(pair)
+            shown = row.in_scale
+        return pairs
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Plan.from_dict, (self.to_dict(),)
@@ -113,8 +136,9 @@ class Plan:
             rows.append(entry)
         return {
             "format": _FORMAT, "version": _VERSION, "solver": self.solver, "path": self.path.to_dict(),
-            "prediction": self.prediction, "working": self.working, "times": list(self.times), "slots": self.slots,
-            "rows": rows,
+            **({} if self._core.along is None else {"along": self.along.to_dict()}),
+            "prediction": self.prediction if isinstance(self.prediction, str) else self.prediction.to_dict(),
+            "working": self.working, "times": list(self.times), "slots": self.slots, "rows": rows,
         }  # fmt: skip
 
     @classmethod
@@ -134,14 +158,17 @@ class Plan:
         needed = ("solver", "path", "prediction", "working", "times", "slots", "rows")
         if missing := [name for name in needed if name not in data]:
             raise ValueError(f"a plan needs {', '.join(missing)}")
-        if unknown := sorted(set(data) - set(needed)):
-            raise ValueError(f"a plan has no {', '.join(unknown)}; allowed are {', '.join(needed)}")
+        if unknown := sorted(set(data) - set(needed) - {"along"}):
+            raise ValueError(f"a plan has no {', '.join(unknown)}; allowed are {', '.join(needed)}, along")
+        along = data.get("along")
         times = [_typed(t, float, f"times[{i}]") for i, t in enumerate(_typed(data["times"], list, "times"))]
         rows = [_row(entry, i) for i, entry in enumerate(_typed(data["rows"], list, "rows"))]
         return cls(
             _core.Plan(
-                _typed(data["solver"], str, "solver"), paths.get(data["path"])._core, prediction_kind(data["prediction"]),
+                _typed(data["solver"], str, "solver"), paths.get(data["path"])._core,
+                predictions.to_core(predictions.get(data["prediction"])),
                 prediction_kind(data["working"], "working"), times, rows, _typed(data["slots"], int, "slots"),
+                None if along is None else paths.get(along, "along")._core,
             )
         )  # fmt: skip
 
@@ -174,16 +201,29 @@ class Plan:
 
     def __repr__(self) -> str:
         facts = f"steps={self.steps}, nfe={self.nfe}, path={self.path.name!r}, prediction={self.prediction!r}"
+        if self._core.along is not None:
+            facts += f", along={self.along.name!r}"
         return f"Plan({self.solver!r}, {facts})"
 
     def __str__(self) -> str:
         head = (
             f"{self.solver}: {self.steps} steps, {self.nfe} evaluations, {self.slots} slots, {self.draws} noise draws; "
-            f"{self.prediction} on the {self.path.name} path, t from {self.times[0]:g} to {self.times[-1]:g}"
+            f"{self.prediction} on the {self.path.name} path"
+            + ("" if self._core.along is None else f", integrated along the {self.along.name} path")
+            + f", t from {self.times[0]:g} to {self.times[-1]:g}"
         )
-        levels = log_ratios(self.path, [row.t for row in self.facts])
+        levels = log_ratios(self.along, [row.t for row in self.facts])
         lines = [_describe(i, row, levels[i]) for i, row in enumerate(self.rows)]
         return "\n".join([head, *lines])
+
+
+def _field_times(facts: Sequence[RowFacts]) -> list[float]:
+    """A row that evaluates nothing has the time of the evaluation next to it; at its own the network may have none."""
+    times: list[float] = []
+    for row in facts:
+        near = row if row.evaluates or row.after is None else facts[row.after]
+        times.append(near.field_t if near.evaluates or not times else times[-1])
+    return times
 
 
 class _Twice:
@@ -252,7 +292,8 @@ def _row(entry: Any, index: int) -> _core.Row:
             raise ValueError(f"{where} needs {name}")
     for name in _SCALARS:
         if name in values:
-            values[name] = _typed(values[name], type(getattr(row, name)), f"{where}: {name}")
+            kind = float if name == "field_t" else type(getattr(row, name))
+            values[name] = _typed(values[name], kind, f"{where}: {name}")
     for name, minus in (("a", "a_minus_1"), ("c", "c_minus_1")):
         # Given one, the other follows from it; both are kept where a builder knew a - 1 better.
         if name in values and minus not in values:
@@ -294,6 +335,8 @@ def log_ratios(path: paths.Path, times: npt.ArrayLike) -> npt.NDArray[np.float64
 
 def _describe(index: int, row: _core.Row, level: float) -> str:
     text = f"{index:4d}  step {row.step:<3d} t = {row.t:<9.6f} lambda = {level:<8.4g}"
+    if row.field_t is not None:
+        text += f" field's t = {row.field_t:<9.6f}"
     if row.evaluates:
         kept = "" if row.store < 0 else f" -> D{row.store}"
         made = f"{row.q:.6g} out" if row.q != 1.0 else "out"
@@ -311,7 +354,8 @@ def plan(
     nfe: int | None = None,
     grid: grids.Grid | str | Sequence[float] | npt.NDArray[np.float64] | None = None,
     path: str | paths.Path = "linear",
-    prediction: str = "velocity",
+    prediction: predictions.AnyPrediction = "velocity",
+    along: str | paths.Path | None = None,
     last: str = "default",
     order: int | None = None,
     variant: str | None = None,
@@ -333,7 +377,10 @@ def plan(
         grid: ``pfc.grids.uniform()`` (default), ``pfc.grids.shifted(3.0)`` or another of ``pfc.grids``, or a strictly
             monotone array of times in [0, 1]. Decreasing times, ``pfc.grids.shifted(3.0).reversed()`` for instance, run
             backwards, from data to noise (inversion): with every deterministic solver; those that draw noise refuse.
-        path, prediction: as the field's.
+        path, prediction: as the field's: ``field.path``, ``field.prediction``.
+        along: another path to integrate on than the one that the field was trained on; grid, times and x are then that path's.
+            At each evaluation the field is asked at the time of equal lambda = log(alpha / sigma), its input scaled to its own
+            path; both ends are exact, and a level that the field's path does not reach is that path's nearest end.
         last: "default" takes the last step first order if the solver has a stage at t = 1 (Heun, RK4), where exact fields are
             singular, as EDM does (Karras et al. 2022, algorithm 1); "full" takes it in full. Solvers in
             lambda = log(alpha / sigma), which is infinite there, are of first order on that step whatever is asked.
@@ -362,7 +409,9 @@ def plan(
     if last not in ("default", "full"):
         raise ValueError(f"last must be 'default' or 'full', got {last!r}")
     chosen = grids.get(grid)
-    on, kind = paths.get(path), prediction_kind(prediction)
+    trained, kind = paths.get(path), predictions.to_core(predictions.get(prediction))
+    on = trained if along is None else paths.get(along, "along")
+    other = None if on == trained else on._core
 
     options = _options(
         order=order, variant=variant, start=start, eta=eta, diffusion=diffusion, s_churn=s_churn, s_min=s_min, s_max=s_max,
@@ -370,7 +419,8 @@ def plan(
     )  # fmt: skip
 
     def build(count: int) -> _core.Plan:
-        return _core.build_plan(solver, on._core, kind, chosen.times_on(on, count), last == "full", options)
+        times = chosen.times_on(on, count)
+        return _core.build_plan(solver, trained._core, kind, times, last == "full", options, other)
 
     if (fixed := chosen.fixed_steps) is not None:
         if nfe is not None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import _core
+from . import _core, predictions
 from .field import Field, as_field
 from .plans import Plan, log_ratios
 from .run import Trajectory
@@ -123,7 +123,7 @@ def _draw_grid(ax: Axes, plan: Plan) -> None:
 
 
 def _draw_lambda(ax: Axes, plan: Plan) -> None:
-    values = log_ratios(plan.path, plan.times)
+    values = log_ratios(plan.along, plan.times)
     steps, finite = np.arange(len(values)), np.isfinite(values)
     ax.plot(steps[finite], values[finite], "-o", color=_INK, markersize=4, label="lambda")
     low, high = (values[finite].min(), values[finite].max()) if finite.any() else (-1.0, 1.0)
@@ -259,7 +259,7 @@ def _draw_field(
 ) -> None:
     if not 0.0 <= t <= 1.0:
         raise ValueError(f"time must lie in [0, 1], got {t}")
-    kind = _core.Prediction.__members__[field.prediction]
+    kind = predictions.to_core(field.prediction)
     p, q = _core.convert(field.path._core, kind, _core.Prediction.velocity, t)
     if not (np.isfinite(p) and np.isfinite(q)):
         raise ValueError(

@@ -12,7 +12,9 @@ from torch import Tensor
 from . import _core
 from ._library import PyflowcoreWarning
 from .buffers import FunctionalBuffers, InPlaceBuffers
+from .field import Field
 from .given_noise import GivenNoise, before_rows
+from .paths import Path
 from .plans import Plan
 from .program import Program
 
@@ -49,14 +51,14 @@ class Step:
 
 
 @torch.compiler.assume_constant_result
-def denoise_table(plan: Plan, sign: int, origin: tuple[int, ...] | None) -> tuple[Tensor, list[bool]]:
+def denoise_table(
+    plan: Plan, path: Path, sign: int, origin: tuple[int, ...] | None
+) -> tuple[Tensor, list[bool]]:
     """A table whose rows, the plan's or those that come from them, only convert: their prediction is the data; and which rows
     determine it."""
     r = _core.record
     table = torch.zeros_like(plan.table)
-    kind = _core.Prediction.__members__[plan.prediction]
-    for i, row in enumerate(plan.rows):
-        p, q = _core.convert(plan.path._core, kind, _core.Prediction.data, row.t)
+    for i, (p, q) in enumerate(plan.data_coefficients(path)):
         for name, value in (
             ("evaluates", 1.0),
             ("store", -1.0),
@@ -241,14 +243,14 @@ class Run:
                 stacklevel=4,
             )
 
-    def denoiser(self, sign: int) -> Callable[[Tensor, Tensor | None], Tensor | None]:
+    def denoiser(self, field: Field) -> Callable[[Tensor, Tensor | None], Tensor | None]:
         """What gives the predicted data at the pending evaluation, state's dtype, from the field's output; None where its
         prediction does not determine it."""
         if not self._points_kept:
             raise RuntimeError(
                 "this run does not keep its points: only the Sampler's own loop with a callback does"
             )
-        table, determined = denoise_table(self.plan, sign, self._origin)
+        table, determined = denoise_table(self.plan, field.path, field.sign, self._origin)
 
         def denoised(out: Tensor, uncond: Tensor | None) -> Tensor | None:
             self.next()

@@ -229,7 +229,10 @@ class Sampler:
                 f"prediction: the plan is for {self.plan.prediction!r}, the field predicts {field.prediction!r}"
             )
         if field.path != self.plan.path:
-            raise ValueError(f"path: the plan is for {self.plan.path}, the field was trained on {field.path}")
+            raise ValueError(
+                f"path: the plan is for {self.plan.path}, the field was trained on {field.path}; pfc.plan(..., "
+                "path=field.path, along=...) integrates it on another path"
+            )
 
     def _start(
         self, field: Field, begin: Begin, *, guided: bool, guidance_scale: Scale | None, enable_grad: bool, stacked: bool,
@@ -273,8 +276,7 @@ class Sampler:
 
     def _times(self, field: Field, state: Tensor, counts: list[int], stacked: bool) -> list[Tensor]:
         """The network's time of every row, computed in float64 and cast once."""
-        mapped = field.map_times(self.plan.row_times)
-        mapped = mapped.to(device=state.device, dtype=state.dtype)
+        mapped = field.network_times(self.plan.row_times, state.dtype).to(state.device)
         if field.time_shape == "scalar":
             return list(mapped.unbind())
         batch, most = state.shape[0], max(counts) if stacked else 1
@@ -288,7 +290,7 @@ class Sampler:
         self, run: Run, field: Field, evaluate: Callable[..., tuple[Tensor, Tensor | None]], callback: Callback | None,
         progress: bool, return_trajectory: bool,
     ) -> Tensor | Trajectory:  # fmt: skip
-        denoiser = None if callback is None else run.denoiser(field.sign)
+        denoiser = None if callback is None else run.denoiser(field)
         bar = _progress_bar(self.plan.steps) if progress else None
         states = [run.buffers.x.clone()] if return_trajectory else []
         denoised: Tensor | None = None

@@ -254,3 +254,20 @@ def test_refused(case):
         call()
     for word in words:
         assert word in str(caught.value), str(caught.value)
+
+
+def test_resolution_shift():
+    """sqrt(m / n) of the noise level (Esser et al. 2024, equation 23), alone and composed."""
+    times = np.linspace(0.0, 1.0, 9)
+    shift = np.sqrt(64 * 64 / (32 * 32))
+    wanted = 1 - shift * (1 - times) / (1 + (shift - 1) * (1 - times))
+    np.testing.assert_allclose(pfc.grids.resolution_shift(64 * 64, 32 * 32).times(8), wanted, rtol=1e-14)
+    assert pfc.grids.beta().resolution_shift(4.0, 1.0).terminal(0.1) == pfc.grids.beta().shifted(
+        2.0
+    ).terminal(0.1)
+    assert pfc.grids.resolution_shift(7, 7).times(8) == pfc.grids.uniform().times(8)
+    for arguments, word in (((0, 1), "size"), ((1, -2.0), "trained"), ((float("inf"), 1), "size")):
+        with pytest.raises(ValueError, match=word):
+            pfc.grids.resolution_shift(*arguments)
+    with pytest.raises(TypeError, match="trained must be a number"):
+        pfc.grids.resolution_shift(1, "32")

@@ -247,6 +247,23 @@ def test_atomic_writes_keep_the_mode_and_refuse_folders(tmp_path):
         atomic.write_bytes(tmp_path / "no" / "c", b"")
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        pfc.paths.VP(0.2, 12.0),
+        pfc.paths.table([0, 0.3, 0.6, 1], [0, 0.4, 0.7, 1], [1, 0.6, 0.3, 0]),
+        pfc.paths.custom(lambda t: t, lambda t: 1 - t),
+    ],
+)
+def test_a_checkpoint_keeps_a_path_that_is_more_than_a_name(tmp_path, path):
+    trainer = trainer_of()
+    checkpoints.save(
+        tmp_path / "c", model=trainer.model, ema=trainer.ema, optimizer=None, step=0, training={}, data="",
+        objective=training.Objective(path=path, prediction="data", times="uniform"),
+    )  # fmt: skip
+    assert training.load_checkpoint(tmp_path / "c").field().path == path
+
+
 def test_resuming_refuses_what_would_not_be_exact(tmp_path):
     trainer = trainer_of()
     trainer.run(1)

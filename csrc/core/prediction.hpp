@@ -29,12 +29,15 @@ struct Conversion {
   double p, q;
 };
 
-// `to` may be any mixture: the drift of an SDE is one too.
-PFC_HD Conversion convert(Prediction from, const Mixture& to, const PathPoint& c) {
-  const Mixture f = mixture(from, c);
+// Between any two mixtures: the drift of an SDE is one too, and so is what a preconditioned network says.
+PFC_HD Conversion convert(const Mixture& f, const Mixture& to, const PathPoint& c) {
   // Solve p (alpha, sigma) + q (f.data, f.noise) = (to.data, to.noise).
   const double det = c.alpha * f.noise - c.sigma * f.data;
   return {(to.data * f.noise - to.noise * f.data) / det, (c.alpha * to.noise - c.sigma * to.data) / det};
+}
+
+PFC_HD Conversion convert(Prediction from, const Mixture& to, const PathPoint& c) {
+  return convert(mixture(from, c), to, c);
 }
 
 PFC_HD Conversion convert(Prediction from, Prediction to, const PathPoint& c) {

@@ -30,7 +30,9 @@ void leave_data(Builder& plan, int step) {
 }
 
 void fill_ddim(Builder& plan, const Solver&, const SolverOptions&) {
-  const bool in_noise = plan.prediction() == Prediction::kNoise || plan.prediction() == Prediction::kScore;
+  // Not where x / alpha is infinite: a path that begins there is integrated with a field of another, which may well be asked.
+  const bool in_noise = (plan.prediction() == Prediction::kNoise || plan.prediction() == Prediction::kScore) &&
+                        plan.at(plan.times()[0]).alpha > 0.0;
   plan.work_in(in_noise ? Prediction::kNoise : Prediction::kData);
   for (int step = 0; step < plan.steps(); ++step) {
     const double t = plan.times()[step];

@@ -134,13 +134,17 @@ std::vector<double> exponential_grid(int steps, double least, double most) {
   return levels_to_times(levels);
 }
 
-std::vector<double> karras_rho_grid(const Path& path, int steps, double rho, double least, double most) {
+std::vector<double> karras_rho_grid(const HostPath& path, int steps, double rho, double least, double most) {
   check_levels(least, most, std::numeric_limits<double>::max());
   std::vector<double> times;
   const double highest = level_of(path, 0.0).rho;
   if (least >= highest)
     throw std::invalid_argument("sigma_min is " + std::to_string(least) + ", the path's highest sigma / alpha is " +
                                 std::to_string(highest));
+  const double lowest = level_of(path, 1.0).rho;
+  if (least <= lowest)
+    throw std::invalid_argument("sigma_min is " + std::to_string(least) + ", the path's lowest sigma / alpha is " +
+                                std::to_string(lowest));
   for (double level : karras_levels(steps, rho, least, std::min(most, highest)))
     times.push_back(level >= highest ? 0.0
                                      : find_time(path, 0.0, 1.0, -level, [](const Level& at) { return -at.rho; }));
@@ -213,7 +217,7 @@ std::vector<double> cosine_grid(int steps) {
   return times;
 }
 
-std::vector<double> lambda_grid(const Path& path, int steps, double lo, double hi, bool whole) {
+std::vector<double> lambda_grid(const HostPath& path, int steps, double lo, double hi, bool whole) {
   check_steps(steps);
   if (!(std::isfinite(lo) && std::isfinite(hi) && lo < hi))
     throw std::invalid_argument("lo and hi must be finite and rise, got " + std::to_string(lo) + " and " +
@@ -222,6 +226,9 @@ std::vector<double> lambda_grid(const Path& path, int steps, double lo, double h
   if (lo <= first)
     throw std::invalid_argument("lo is " + std::to_string(lo) +
                                 ", the path begins at lambda = " + std::to_string(first));
+  const double last = level_of(path, 1.0).lambda;
+  if (hi >= last)
+    throw std::invalid_argument("hi is " + std::to_string(hi) + ", the path ends at lambda = " + std::to_string(last));
   const int inside = whole ? steps - 1 : steps + 1;
   std::vector<double> times;
   if (whole) times.push_back(0.0);

@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "../core/path.hpp"
+#include "host_path.hpp"
 
 namespace pfc::plan {
 
@@ -23,7 +23,7 @@ std::vector<double> terminal_grid(const std::vector<double>& times, double level
 std::vector<double> karras_grid(int steps, double rho, double least, double most);
 std::vector<double> exponential_grid(int steps, double least, double most);
 // The same levels read as sigma / alpha of a path; a level that the path does not reach is its highest, at t = 0.
-std::vector<double> karras_rho_grid(const Path& path, int steps, double rho, double least, double most);
+std::vector<double> karras_rho_grid(const HostPath& path, int steps, double rho, double least, double most);
 
 // Quantiles i / n of the beta distribution (Lee et al. 2024), and of the logit-normal distribution (Esser et al. 2024).
 std::vector<double> beta_grid(int steps, double a, double b);
@@ -37,6 +37,6 @@ std::vector<double> linear_quadratic_grid(int steps, double threshold, int linea
 std::vector<double> cosine_grid(int steps);
 
 // Times uniform in lambda = log(alpha / sigma) from lo to hi; if `whole`, they lie between 0 and 1, where lambda is infinite.
-std::vector<double> lambda_grid(const Path& path, int steps, double lo, double hi, bool whole);
+std::vector<double> lambda_grid(const HostPath& path, int steps, double lo, double hi, bool whole);
 
 }  // namespace pfc::plan

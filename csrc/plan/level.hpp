@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "../core/path.hpp"
+#include "host_path.hpp"
 
 namespace pfc::plan {
 
@@ -16,16 +16,16 @@ struct Level {
   bool finite() const { return std::isfinite(lambda); }
 };
 
-inline Level level_of(const Path& path, double t) {
-  const PathPoint c = evaluate(path, t);
+inline Level level_of(const HostPath& path, double t) {
+  const auto [alpha, sigma] = values(path, t);
   const double inf = std::numeric_limits<double>::infinity();
-  const double lambda = c.alpha <= 0.0 ? -inf : c.sigma <= 0.0 ? inf : std::log(c.alpha / c.sigma);
-  return {t, c.alpha, c.sigma, lambda, c.alpha <= 0.0 ? inf : c.sigma / c.alpha};
+  const double lambda = alpha <= 0.0 ? -inf : sigma <= 0.0 ? inf : std::log(alpha / sigma);
+  return {t, alpha, sigma, lambda, alpha <= 0.0 ? inf : sigma / alpha};
 }
 
 // The time between lo and hi at which `value(level)` reaches `wanted`; value grows with t. By bisection to the last bit.
 template <class Value>
-double find_time(const Path& path, double lo, double hi, double wanted, Value value) {
+double find_time(const HostPath& path, double lo, double hi, double wanted, Value value) {
   for (int i = 0; i < 200; ++i) {
     const double mid = 0.5 * (lo + hi);
     if (mid <= lo || mid >= hi) break;
@@ -34,7 +34,7 @@ double find_time(const Path& path, double lo, double hi, double wanted, Value va
   return hi;
 }
 
-inline double time_of_lambda(const Path& path, double lo, double hi, double lambda) {
+inline double time_of_lambda(const HostPath& path, double lo, double hi, double lambda) {
   return find_time(path, lo, hi, lambda, [](const Level& level) { return level.lambda; });
 }
 

@@ -42,6 +42,8 @@ void check_row(const PlanRow& row, int index, int slots, int steps) {
     refuse(where + "store is " + std::to_string(row.store) + ", the plan has " + std::to_string(slots) +
            " slots, numbered from 0 (-1 stores nothing)");
   if (row.t < 0.0 || row.t > 1.0) refuse(where + "t is " + number(row.t) + ", allowed is [0, 1]");
+  if (row.field_t && !(*row.field_t >= 0.0 && *row.field_t <= 1.0))
+    refuse(where + "field_t is " + number(*row.field_t) + ", allowed is [0, 1]");
   if (row.step < 0 || row.step >= steps)
     refuse(where + "step is " + std::to_string(row.step) + ", allowed are 0 to " + std::to_string(steps - 1));
   if (!row.evaluates && (row.b_new != 0.0 || row.e_new != 0.0 || row.store >= 0))
@@ -184,51 +186,75 @@ const char* name_of(PathKind kind) {
   return "unknown";
 }
 
-Builder::Builder(std::string solver, Path path, Prediction prediction, std::vector<double> times) {
+std::string name_of(const HostPath& path) { return path.function ? path.function->name() : name_of(path.core.kind); }
+
+std::string name_of(const HostPrediction& prediction) {
+  return prediction.function ? prediction.function->name() : name_of(prediction.kind);
+}
+
+Builder::Builder(std::string solver, HostPath path, HostPrediction prediction, std::vector<double> times,
+                 const HostPath* along) {
   check_times(times);
   plan_.solver = std::move(solver);
-  plan_.path = path;
-  plan_.prediction = prediction;
+  plan_.path = std::move(path);
+  if (along) plan_.along = *along;
+  plan_.prediction = std::move(prediction);
   plan_.times = std::move(times);
 }
 
+void Builder::refuse_conversion(const std::string& from, Prediction to, double t) const {
+  refuse("prediction '" + from + "' does not determine the " + name_of(to) + " that solver '" + plan_.solver +
+         "' needs at t = " + number(t) + " on the " + name_of(path()) +
+         " path (alpha or sigma vanishes, or its derivative is infinite, there): begin or end the grid inside (0, 1), "
+         "or choose another prediction or solver");
+}
+
 std::string Builder::where(double t) const {
-  return "for solver '" + plan_.solver + "' at t = " + number(t) + " on the " + name_of(plan_.path.kind) + " path";
+  return "for solver '" + plan_.solver + "' at t = " + number(t) + " on the " + name_of(path()) + " path";
 }
 
 bool Builder::determines(Prediction needed, double t) const {
-  const Conversion k = convert(plan_.prediction, needed, at(t));
+  const Conversion k = from_field(needed, t);
   return std::isfinite(k.p) && std::isfinite(k.q);
 }
 
 Conversion Builder::conversion(Prediction from, Prediction to, double t) const {
   const Conversion k = convert(from, to, at(t));
-  if (!std::isfinite(k.p) || !std::isfinite(k.q))
-    refuse(
-        "prediction '" + std::string(name_of(from)) + "' does not determine the " + name_of(to) + " that solver '" +
-        plan_.solver + "' needs at t = " + number(t) + " on the " + name_of(plan_.path.kind) +
-        " path (alpha or sigma vanishes, or its derivative is infinite, there): begin or end the grid inside (0, 1), "
-        "or choose another prediction or solver");
+  if (!std::isfinite(k.p) || !std::isfinite(k.q)) refuse_conversion(name_of(from), to, t);
+  return k;
+}
+
+Conversion Builder::from_field(Prediction needed, double t) const {
+  if (!plan_.along && plan_.prediction == needed) return {0.0, 1.0};
+  return from_field(mixture(needed, at(t)), t);
+}
+
+Conversion Builder::require(Prediction needed, double t) const {
+  const Conversion k = from_field(needed, t);
+  if (!std::isfinite(k.p) || !std::isfinite(k.q)) refuse_conversion(name_of(plan_.prediction), needed, t);
   return k;
 }
 
 int Builder::evaluate_at(double t, int step, PlanRow row, Prediction working) {
-  return add_evaluation(t, step, std::move(row), conversion(plan_.prediction, working, t));
+  return add_evaluation(t, step, std::move(row), require(working, t));
 }
 
 int Builder::evaluate_mixture_at(double t, int step, PlanRow row, const Mixture& mixture) {
-  const Conversion k = convert(plan_.prediction, mixture, at(t));
+  const Conversion k = from_field(mixture, t);
   // An infinite drift is no velocity, even where the velocity is infinite too.
   if (!std::isfinite(mixture.data) || !std::isfinite(mixture.noise) || !std::isfinite(k.p) || !std::isfinite(k.q))
-    refuse("solver '" + plan_.solver + "': its drift is not finite at t = " + number(t) + " on the " +
-           name_of(plan_.path.kind) + " path for a field that predicts the " + name_of(plan_.prediction) +
+    refuse("solver '" + plan_.solver + "': its drift is not finite at t = " + number(t) + " on the " + name_of(path()) +
+           " path for a field that predicts the " + name_of(plan_.prediction) +
            " (the score, or the diffusion w, is infinite there): begin or end the grid inside (0, 1)");
   return add_evaluation(t, step, std::move(row), k);
 }
 
 int Builder::add_evaluation(double t, int step, PlanRow row, const Conversion& k) {
+  const Question q = question(t);
   row.evaluates = true;
   row.t = t;
+  if (plan_.along) row.field_t = q.t;
+  in_scales_.push_back(q.answer.in_scale);
   row.step = step;
   row.p = k.p;
   row.q = k.q;
@@ -236,7 +262,23 @@ int Builder::add_evaluation(double t, int step, PlanRow row, const Conversion& k
   return predictions_++;
 }
 
+// The factor of an evaluation's input belongs to the row that writes it: the one before, which for the first evaluation is a
+// row of its own.
+void Builder::scale_inputs() {
+  if (in_scales_.empty()) return;
+  if (plan_.rows.front().evaluates && in_scales_.front() != 1.0) {
+    PlanRow row;
+    row.evaluates = false;
+    row.t = plan_.rows.front().t;
+    plan_.rows.insert(plan_.rows.begin(), std::move(row));
+  }
+  std::size_t left = in_scales_.size();
+  for (std::size_t i = plan_.rows.size(); i-- > 1;)
+    if (plan_.rows[i].evaluates) plan_.rows[i - 1].in_scale = in_scales_[--left];
+}
+
 Plan Builder::finish() && {
+  scale_inputs();
   // The last row that reads each prediction; a prediction read by its own row alone needs no slot.
   std::vector<int> last_use(static_cast<std::size_t>(predictions_), -1);
   int made = 0;

@@ -1,12 +1,14 @@
 // A plan: every coefficient of a whole trajectory, in float64, one row per evaluation (or per prologue). Host only.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "../core/prediction.hpp"
 #include "../core/row.hpp"
+#include "field.hpp"
 
 namespace pfc::plan {
 
@@ -23,7 +25,8 @@ struct Draw {
 // See core/row.hpp for the meaning of the letters.
 struct PlanRow {
   bool evaluates = true;
-  double t = 0.0;  // plan time of the evaluation; of a row without one, the time of the state
+  double t = 0.0;                 // plan time of the evaluation; of a row without one, the time of the state
+  std::optional<double> field_t;  // the field's own time, where the plan integrates along another path than the field's
   int step = 0;
   bool completes_step = false;  // after this row x is the state at times[step + 1]
   double in_scale = 1.0;        // of the point that this row writes
@@ -43,10 +46,11 @@ struct PlanRow {
 
 struct Plan {
   std::string solver;
-  Path path;
-  Prediction prediction = Prediction::kVelocity;  // what the field predicts
-  Prediction working = Prediction::kVelocity;     // what the solver's slots hold
-  std::vector<double> times;                      // the grid, steps + 1 of them
+  HostPath path;                               // the field's
+  std::optional<HostPath> along;               // the plan's, where it is another
+  HostPrediction prediction;                   // what the field predicts
+  Prediction working = Prediction::kVelocity;  // what the solver's slots hold
+  std::vector<double> times;                   // the grid, steps + 1 of them
   std::vector<PlanRow> rows;
   int slots = 0;
 
@@ -65,27 +69,31 @@ void validate(const Plan& plan);
 // finish() finds out how long each is needed and gives it a slot, so that a solver never thinks about memory.
 class Builder {
  public:
-  Builder(std::string solver, Path path, Prediction prediction, std::vector<double> times);
+  Builder(std::string solver, HostPath path, HostPrediction prediction, std::vector<double> times,
+          const HostPath* along = nullptr);
 
   const std::vector<double>& times() const { return plan_.times; }
   int steps() const { return plan_.steps(); }
-  PathPoint at(double t) const { return evaluate(plan_.path, t); }
-  const Path& path() const { return plan_.path; }
+  PathPoint at(double t) const { return evaluate(path(), t); }
+  const HostPath& path() const { return plan_.along ? *plan_.along : plan_.path; }
   // The times decrease: from data towards noise, which inverts a sample.
   bool backwards() const { return times().front() > times().back(); }
-  Prediction prediction() const { return plan_.prediction; }
+  const HostPrediction& prediction() const { return plan_.prediction; }
   Prediction working() const { return plan_.working; }
 
   // Sets the kind of prediction that the solver's coefficients multiply; before the first row.
   void work_in(Prediction working) { plan_.working = working; }
 
   // Throws unless the field's prediction determines `needed` at time t, naming what vanishes there.
-  Conversion require(Prediction needed, double t) const { return conversion(plan_.prediction, needed, t); }
+  Conversion require(Prediction needed, double t) const;
   // Whether require() would succeed.
   bool determines(Prediction needed, double t) const;
   // "for solver 'x' at t = 0.5 on the linear path", for messages.
   std::string where(double t) const;
-  // The same between any two predictions.
+  // From what the field says at time t to a mixture; not finite where it does not determine it.
+  Conversion from_field(const Mixture& needed, double t) const { return question(t).to(needed); }
+  Conversion from_field(Prediction needed, double t) const;
+  // Between any two predictions on the plan's path.
   Conversion conversion(Prediction from, Prediction to, double t) const;
   // A row that evaluates the field at time t; the conversion from the field's prediction to the working one, or to one of
   // the row's own, is filled in. Returns the number of its prediction. b and e of the row may name any prediction made
@@ -119,8 +127,14 @@ class Builder {
   Plan plan_;
   int predictions_ = 0;
   std::vector<int> at_grid_;
+  std::vector<double> in_scales_;  // of the input of each evaluation
 
+  Question question(double t) const {
+    return ask(plan_.path, plan_.prediction, plan_.along ? &*plan_.along : nullptr, t);
+  }
+  [[noreturn]] void refuse_conversion(const std::string& from, Prediction to, double t) const;
   int add_evaluation(double t, int step, PlanRow row, const Conversion& conversion);
+  void scale_inputs();
 };
 
 // Throws std::invalid_argument unless there are at least two finite times in [0, 1] that increase or decrease strictly.
@@ -128,5 +142,7 @@ void check_times(const std::vector<double>& times);
 
 const char* name_of(Prediction prediction);
 const char* name_of(PathKind kind);
+std::string name_of(const HostPath& path);
+std::string name_of(const HostPrediction& prediction);
 
 }  // namespace pfc::plan

@@ -35,7 +35,7 @@ void evaluate_drift(Builder& plan, double t, int step, PlanRow row, double w) {
 
 }  // namespace
 
-std::function<double(double)> named_diffusion(const Path& path, const std::string& name) {
+std::function<double(double)> named_diffusion(const HostPath& path, const std::string& name) {
   constexpr double kPi = 2.0 * exact::kHalfPi;
   if (name == "constant") return [](double) { return 1.0; };
   if (name == "sigma") return [path](double t) { return evaluate(path, t).sigma; };

@@ -43,11 +43,12 @@ const std::vector<Solver>& solvers();
 // Throws unless the solver takes the option, and names what it takes.
 void check_option(const Solver& solver, const std::string& option);
 // w(t) of a name: constant, sigma, sigma/alpha, cosine, sine.
-std::function<double(double)> named_diffusion(const Path& path, const std::string& name);
+std::function<double(double)> named_diffusion(const HostPath& path, const std::string& name);
 const Solver& find_solver(const std::string& name);  // throws std::invalid_argument that lists the known names
 
-Plan build(const std::string& solver, const Path& path, Prediction prediction, const std::vector<double>& times,
-           const SolverOptions& options);
+// `along`, if given, is the path that the plan integrates on in place of the field's.
+Plan build(const std::string& solver, const HostPath& path, const HostPrediction& prediction,
+           const std::vector<double>& times, const SolverOptions& options, const HostPath* along = nullptr);
 
 // One file per family.
 void fill_runge_kutta(Builder&, const Solver&, const SolverOptions&);

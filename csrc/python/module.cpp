@@ -9,6 +9,7 @@
 #include "../core/tableau.hpp"
 #include "../plan/grids.hpp"
 #include "../plan/solvers.hpp"
+#include "host_functions.hpp"
 
 namespace py = pybind11;
 using namespace pfc;
@@ -30,6 +31,21 @@ py::tuple path_coefficients(const Path& path, const Array& t) {
     dsigma.mutable_data()[i] = c.dsigma;
   }
   return py::make_tuple(alpha, sigma, dalpha, dsigma);
+}
+
+// A prediction as data x1 + noise x0 where the path has these coefficients, arrays of one shape.
+py::tuple mixtures(Prediction prediction, const Array& alpha, const Array& sigma, const Array& dalpha,
+                   const Array& dsigma) {
+  for (const Array* other : {&sigma, &dalpha, &dsigma})
+    if (other->size() != alpha.size()) throw std::invalid_argument("the coefficients must have one shape");
+  const std::vector<py::ssize_t> shape(alpha.shape(), alpha.shape() + alpha.ndim());
+  Array data(shape), noise(shape);
+  for (py::ssize_t i = 0; i < alpha.size(); ++i) {
+    const Mixture m = mixture(prediction, {alpha.data()[i], sigma.data()[i], dalpha.data()[i], dsigma.data()[i]});
+    data.mutable_data()[i] = m.data;
+    noise.mutable_data()[i] = m.noise;
+  }
+  return py::make_tuple(data, noise);
 }
 
 // x_t = alpha x1 + sigma x0 and target = data x1 + noise x0 at every t: what interpolate's kernels use.
@@ -68,7 +84,7 @@ py::dict describe_tableau(const Tableau& tableau) {
 }
 
 // Every option is one of the solver's, or refused by name.
-SolverOptions solver_options(const Solver& solver, const Path& path, const py::dict& given) {
+SolverOptions solver_options(const Solver& solver, const HostPath& path, const py::dict& given) {
   SolverOptions options;
   for (const auto& [key, value] : given) {
     const std::string name = py::cast<std::string>(key);
@@ -116,13 +132,32 @@ PYBIND11_MODULE(_core, m) {
   m.def("path_coefficients", &path_coefficients, py::arg("path"), py::arg("t"));
   m.def("target_coefficients", &target_coefficients, py::arg("path"), py::arg("prediction"), py::arg("t"));
   m.def(
+      "mixture",
+      [](Prediction prediction, double alpha, double sigma, double dalpha, double dsigma) {
+        const Mixture m = mixture(prediction, {alpha, sigma, dalpha, dsigma});
+        return py::make_tuple(m.data, m.noise);
+      },
+      py::arg("prediction"), py::arg("alpha"), py::arg("sigma"), py::arg("dalpha"), py::arg("dsigma"),
+      "(data, noise) with prediction = data x1 + noise x0.");
+  m.def("mixtures", &mixtures, py::arg("prediction"), py::arg("alpha"), py::arg("sigma"), py::arg("dalpha"),
+        py::arg("dsigma"));
+  m.def(
       "convert",
-      [](const Path& path, Prediction from, Prediction to, double t) {
-        const Conversion k = convert(from, to, evaluate(path, t));
+      [](const HostPath& path, const HostPrediction& from, Prediction to, double t) {
+        const PathPoint c = evaluate(path, t);
+        const Conversion k = from == to ? Conversion{0.0, 1.0} : convert(from.at(t, c).says, mixture(to, c), c);
         return py::make_tuple(k.p, k.q);
       },
       py::arg("path"), py::arg("source"), py::arg("target"), py::arg("t"),
       "(p, q) with target = p x + q source; not finite where source does not determine target.");
+  m.def(
+      "ask",
+      [](const HostPath& path, const HostPrediction& prediction, const std::optional<HostPath>& along, double t) {
+        const Question q = ask(path, prediction, along ? &*along : nullptr, t);
+        return py::make_tuple(q.t, q.answer.in_scale);
+      },
+      py::arg("path"), py::arg("prediction"), py::arg("along"), py::arg("t"),
+      "(the field's time, the factor of its input) at plan time t.");
 
   m.def("uniform_grid", &uniform_grid, py::arg("steps"));
   m.def("shift_grid", &shift_grid, py::arg("times"), py::arg("shift"));
@@ -151,6 +186,7 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init<>())
       .def_readwrite("evaluates", &PlanRow::evaluates)
       .def_readwrite("t", &PlanRow::t)
+      .def_readwrite("field_t", &PlanRow::field_t)
       .def_readwrite("step", &PlanRow::step)
       .def_readwrite("completes_step", &PlanRow::completes_step)
       .def_readwrite("in_scale", &PlanRow::in_scale)
@@ -169,17 +205,19 @@ PYBIND11_MODULE(_core, m) {
       .def_readwrite("r", &PlanRow::r)
       .def_property_readonly("point_is_state", &PlanRow::point_is_state);
   py::class_<Plan>(m, "Plan")
-      .def(py::init([](std::string solver, Path path, Prediction prediction, Prediction working,
-                       std::vector<double> times, std::vector<PlanRow> rows, int slots) {
+      .def(py::init([](std::string solver, const HostPath& path, const HostPrediction& prediction, Prediction working,
+                       std::vector<double> times, std::vector<PlanRow> rows, int slots,
+                       const std::optional<HostPath>& along) {
              check_times(times);
-             Plan plan{std::move(solver), path, prediction, working, std::move(times), std::move(rows), slots};
+             Plan plan{std::move(solver), path, along, prediction, working, std::move(times), std::move(rows), slots};
              validate(plan);
              return plan;
            }),
            py::arg("solver"), py::arg("path"), py::arg("prediction"), py::arg("working"), py::arg("times"),
-           py::arg("rows"), py::arg("slots"))
+           py::arg("rows"), py::arg("slots"), py::arg("along") = py::none())
       .def_readonly("solver", &Plan::solver)
       .def_readonly("path", &Plan::path)
+      .def_readonly("along", &Plan::along)
       .def_readonly("prediction", &Plan::prediction)
       .def_readonly("working", &Plan::working)
       .def_readonly("times", &Plan::times)
@@ -192,14 +230,15 @@ PYBIND11_MODULE(_core, m) {
 
   m.def(
       "build_plan",
-      [](const std::string& solver, const Path& path, Prediction prediction, const std::vector<double>& times,
-         bool full_last_step, const py::dict& given) {
-        SolverOptions options = solver_options(find_solver(solver), path, given);
+      [](const std::string& solver, const HostPath& path, const HostPrediction& prediction,
+         const std::vector<double>& times, bool full_last_step, const py::dict& given,
+         const std::optional<HostPath>& along) {
+        SolverOptions options = solver_options(find_solver(solver), along.value_or(path), given);
         options.full_last_step = full_last_step;
-        return build(solver, path, prediction, times, options);
+        return build(solver, path, prediction, times, options, along ? &*along : nullptr);
       },
       py::arg("solver"), py::arg("path"), py::arg("prediction"), py::arg("times"), py::arg("full_last_step") = false,
-      py::arg("options") = py::dict());
+      py::arg("options") = py::dict(), py::arg("along") = py::none());
   m.def("solvers", [] {
     py::list names;
     for (const Solver& solver : solvers()) {

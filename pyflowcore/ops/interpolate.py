@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import _core, _library, paths
-from .randn import seeds_tensor
+from .randn import randn, seeds_tensor
 
 _library.define(
     "interpolate(Tensor data, Tensor t, Tensor? x0, Tensor? seeds, int path, float path_a, float path_b, int prediction, "
@@ -55,7 +56,9 @@ def interpolate(
         t: [B], float32 or float64, in [0, 1]; a time outside gives NaN.
         x0: the noise, as data; or
         seeds: one integer per sample: x0 is then ``randn(seeds, ..., stream=stream, draw=draw)``.
-        path: "linear", "trigonometric", "vp" or another of ``pfc.paths``, by name or object.
+        path: "linear", "trigonometric", "vp" or another of ``pfc.paths``, by name or object. Of a path that only the host knows
+            (custom, table, from_alphas_cumprod) the coefficients are computed there, in float64, from a copy of t; the rest
+            is plain torch.
         prediction: "velocity" alpha' x1 + sigma' x0 (Lipman et al. 2023), "data" x1, "noise" x0 (Ho et al. 2020),
             "score" -x0 / sigma (Song et al. 2021), "v" alpha x0 - sigma x1 (Salimans & Ho 2022).
 
@@ -88,14 +91,40 @@ def interpolate(
     for name, tensor in (("t", t), ("x0", x0)):
         if tensor is not None and tensor.device != data.device:
             raise ValueError(f"{name} is on {tensor.device}, data is on {data.device}")
-    kind, first, second = paths.get(path).code
     if prediction not in _NUMBERS:
         prediction_kind(prediction)
+    code = (on := paths.get(path)).code
+    if code is None:
+        return _on_host(data, t, x0, seed_values, on, prediction, stream, draw)
+    kind, first, second = code
     return Interpolated(
         *torch.ops.pyflowcore.interpolate(
             data, t, x0, seed_values, kind, first, second, _NUMBERS[prediction], stream, draw
         )
     )
+
+
+def _on_host(
+    data: Tensor, t: Tensor, x0: Tensor | None, seeds: Tensor | None, path: paths.Path, prediction: str, stream: int, draw: int
+) -> Interpolated:  # fmt: skip
+    """The same for a path whose formula no kernel knows."""
+    times = t.detach().cpu().double().numpy()
+    inside = (times >= 0.0) & (times <= 1.0)
+    values = path.coefficients(np.where(inside, times, 0.5))
+    mixture = _core.mixtures(_core.Prediction.__members__[prediction], *values)
+    compute = data.dtype if data.dtype in (torch.float32, torch.float64) else torch.float32
+    if x0 is None:
+        assert seeds is not None  # one of the two is given
+        x0 = randn(seeds, data.shape[1:], dtype=compute, stream=stream, draw=draw)
+
+    def column(values: np.ndarray) -> Tensor:
+        column = torch.from_numpy(np.where(inside, values, np.nan)).to(device=data.device, dtype=compute)
+        return column.reshape(-1, *[1] * (data.dim() - 1))
+
+    alpha, sigma, towards_data, towards_noise = (column(v) for v in (*values[:2], *mixture))
+    x1, noise = data.to(compute), x0.to(compute)
+    x_t, target = alpha * x1 + sigma * noise, towards_data * x1 + towards_noise * noise
+    return Interpolated(x_t.to(data.dtype), target.to(data.dtype))
 
 
 @torch.library.register_fake("pyflowcore::interpolate", lib=_library.definitions)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -105,7 +105,11 @@ def save(
         "version": VERSION,
         "name": type(model).__name__,
         "config": model.config,
-        "objective": asdict(objective),
+        "objective": {
+            "path": objective.path if isinstance(objective.path, str) else objective.path.to_dict(),
+            "prediction": objective.prediction,
+            "times": objective.times,
+        },
         "step": step,
         "training": training,
         "data": data,
@@ -139,5 +143,8 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         raise ValueError(f"{os.fspath(path)} was written by another version of pyflowcore")
     if missing := sorted({f.name for f in fields(Checkpoint)} - {"tensors"} - description.keys()):
         raise ValueError(f"{os.fspath(path)} misses {missing} in its description")
-    description["objective"] = Objective(**description["objective"])
+    objective = description["objective"]
+    if isinstance(objective.get("path"), dict):
+        objective["path"] = pfc.paths.get(objective["path"])
+    description["objective"] = Objective(**objective)
     return Checkpoint(**description, tensors=tensors)

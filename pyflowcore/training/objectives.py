@@ -22,10 +22,11 @@ from . import times as _times
 class Objective:
     """What a network learns to predict, on which path, at which times.
 
-    path and prediction are names as ``pyflowcore.Field`` takes them; times is "logit_normal" or "uniform".
+    path is a name or a ``pyflowcore.paths.Path``, prediction a name, as ``pyflowcore.Field`` takes them; times is
+    "logit_normal" or "uniform".
     """
 
-    path: str
+    path: str | pfc.paths.Path
     prediction: str
     times: str
 

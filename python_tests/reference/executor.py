@@ -30,7 +30,7 @@ def run(plan, field, x, draw=lambda n: 0.0, edit=lambda step, x: x):
         row = {**DEFAULTS, **entry}
         d = 0.0
         if row["evaluates"]:
-            d = row["p"] * y + row["q"] * field(scale * y, row["t"])
+            d = row["p"] * y + row["q"] * field(scale * y, row.get("field_t", row["t"]))
         remembered = {k: slots[int(k)] for k in {**row["b"], **row["e"]}}
         x = (
             row["a"] * x

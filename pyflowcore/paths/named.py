@@ -1,7 +1,4 @@
-"""Paths x_t = alpha(t) x1 + sigma(t) x0 between noise (t = 0) and data (t = 1).
-
-The formulas live in ``csrc/core/path.hpp``; these classes are their thin, typed faces.
-"""
+"""The paths that have a name. The formulas live in ``csrc/core/path.hpp``; these classes are their thin, typed faces."""
 
 from __future__ import annotations
 
@@ -11,37 +8,57 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
-from . import _core
+from .. import _core
 
-__all__ = ["VE", "VP", "Linear", "LinearVP", "Path", "Polynomial", "Trigonometric", "get"]
+__all__ = ["VE", "VP", "Linear", "LinearVP", "Path", "Polynomial", "Trigonometric", "check_times"]
 
 Float = npt.NDArray[np.float64]
 
 _NUMBERS = {name: int(kind) for name, kind in _core.PathKind.__members__.items()}
 
 
+def check_times(t: npt.ArrayLike) -> Float:
+    """Times as a float64 array. ValueError unless all lie in [0, 1]."""
+    times = np.asarray(t, dtype=np.float64)
+    if times.size and not (np.all(times >= 0.0) and np.all(times <= 1.0)):
+        raise ValueError(f"t must lie in [0, 1], got values from {times.min()} to {times.max()}")
+    return times
+
+
+def snap_ends(t: Float, alpha: Float, sigma: Float) -> None:
+    """Sets in place an alpha at t = 0, or a sigma at t = 1, that is a rounding of 0 to 0: cos(pi / 2) is 6e-17 in float64, and
+    would make lambda a large number where it is infinite."""
+    alpha[(t == 0.0) & (np.abs(alpha) <= 1e-14 * np.abs(sigma))] = 0.0
+    sigma[(t == 1.0) & (np.abs(sigma) <= 1e-14 * np.abs(alpha))] = 0.0
+
+
 @dataclass(frozen=True)
 class Path:
-    """A Gaussian path. Use one of its subclasses, or ``pfc.paths.get(name)``."""
+    """A Gaussian path. Use one of its subclasses, ``pfc.paths.get(name)``, or for a path of your own ``pfc.paths.custom``,
+    ``pfc.paths.table`` and ``pfc.paths.from_alphas_cumprod``."""
 
     name: ClassVar[str]
 
     @property
-    def _core(self) -> _core.Path:
+    def _core(self) -> Any:
+        """What the compiled core takes for it: its own path, or this object, whose ``_values`` and ``_point`` it calls."""
         return _core.Path(_core.PathKind.__members__[self.name])
 
     @property
-    def code(self) -> tuple[int, float, float]:
-        """The path as operators take it: number and two parameters; plain values, which torch.compile can trace."""
+    def code(self) -> tuple[int, float, float] | None:
+        """The path as operators take it: number and two parameters; plain values, which torch.compile can trace. None of a
+        path whose formula the kernels do not know."""
         return _NUMBERS[self.name], 0.0, 0.0
 
     def coefficients(self, t: npt.ArrayLike) -> tuple[Float, Float, Float, Float]:
         """alpha, sigma and their time derivatives at t in [0, 1], float64, each of t's shape."""
-        times = np.asarray(t, dtype=np.float64)
-        if times.size and not (np.all(times >= 0.0) and np.all(times <= 1.0)):
-            raise ValueError(f"t must lie in [0, 1], got values from {times.min()} to {times.max()}")
-        return _core.path_coefficients(self._core, times)
+        return _core.path_coefficients(self._core, check_times(t))
+
+    def network_times(self, t: Tensor) -> Tensor | None:
+        """The times that networks of this path are trained with, where they are not t itself."""
+        return None
 
     @property
     def noise_scale(self) -> float:
@@ -85,7 +102,7 @@ class VP(Path):
             )
 
     @property
-    def _core(self) -> _core.Path:
+    def _core(self) -> Any:
         return _core.Path(_core.PathKind.vp, self.beta_min, self.beta_max)
 
     @property
@@ -113,7 +130,7 @@ class Polynomial(Path):
             raise ValueError(f"n must lie in 1 to 64, got {self.n}")
 
     @property
-    def _core(self) -> _core.Path:
+    def _core(self) -> Any:
         return _core.Path(_core.PathKind.polynomial, float(self.n))
 
     @property
@@ -146,7 +163,7 @@ class VE(Path):
             raise ValueError(f"sigma_max must be a positive finite number, got {self.sigma_max}")
 
     @property
-    def _core(self) -> _core.Path:
+    def _core(self) -> Any:
         return _core.Path(_core.PathKind.ve, self.sigma_max)
 
     @property
@@ -159,40 +176,3 @@ class VE(Path):
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "sigma_max": self.sigma_max}
-
-
-_BY_NAME: dict[str, type[Path]] = {
-    cls.name: cls for cls in (Linear, Trigonometric, VP, Polynomial, LinearVP, VE)
-}
-
-
-def get(path: str | Path | dict[str, Any]) -> Path:
-    """A path from its name ("linear", "trigonometric", "vp", "polynomial", "linear_vp", "ve"), its description, or itself."""
-    if isinstance(path, Path):
-        return path
-    if isinstance(path, dict):
-        options = dict(path)
-        name = options.pop("name", None)
-    elif isinstance(path, str):
-        name, options = path, {}
-    else:
-        raise TypeError(
-            f"path must be a name, a pfc.paths.Path or its description, got {type(path).__name__}"
-        )
-    if name not in _BY_NAME:
-        raise ValueError(f"path: unknown name {name!r}, allowed are {', '.join(_BY_NAME)}")
-    try:
-        return _BY_NAME[name](**options)
-    except TypeError:
-        raise ValueError(f"path {name!r}: unknown options {sorted(options)}") from None
-
-
-def from_core(path: _core.Path) -> Path:
-    """The Python face of a path of the compiled core."""
-    if path.kind == _core.PathKind.vp:
-        return VP(path.a, path.b)
-    if path.kind == _core.PathKind.polynomial:
-        return Polynomial(int(path.a))
-    if path.kind == _core.PathKind.ve:
-        return VE(path.a)
-    return _BY_NAME[path.kind.name]()
