@@ -103,6 +103,8 @@ class Field:
     def map_times(self, t: Tensor) -> Tensor:
         """Plan times, float64 of any shape, to the network's times, float64."""
         mapped = self._default_times(t) if self.time is None else self.time(t.clone())
+        if mapped is t and not self.round_time:
+            return t
         if not isinstance(mapped, Tensor):
             mapped = torch.as_tensor(mapped, dtype=torch.float64)
         if mapped.shape != t.shape:
