@@ -1,9 +1,10 @@
 """pyflowcore: fused, reproducible samplers for flow-matching and diffusion models."""
 
-from . import grids, ops, paths
+from . import grids, ops, paths, plot
 from ._library import PyflowcoreWarning, cpu_isa, select_cpu_isa
 from .capture import CapturedRun
 from .field import Field
+from .fit import Fit, fit_plan
 from .guidance import CFG
 from .info import Info, info
 from .ops import Interpolated, interpolate, randn
@@ -15,6 +16,7 @@ __all__ = [
     "CFG",
     "CapturedRun",
     "Field",
+    "Fit",
     "Info",
     "Interpolated",
     "Plan",
@@ -24,12 +26,14 @@ __all__ = [
     "Step",
     "Trajectory",
     "cpu_isa",
+    "fit_plan",
     "grids",
     "info",
     "interpolate",
     "ops",
     "paths",
     "plan",
+    "plot",
     "randn",
     "select_cpu_isa",
     "solvers",

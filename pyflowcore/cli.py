@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from .plans import Plan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -176,7 +180,23 @@ def plan(arguments: argparse.Namespace) -> None:
         last=arguments.last,
         **options,
     )
+    if arguments.plot is not None:
+        _save_plot(built, Path(arguments.plot))
     print(built.to_json(indent=2) if arguments.json else built)
+
+
+def _save_plot(built: Plan, out: Path) -> None:
+    """A picture of the plan, of the kind that the file's ending names."""
+    from .training import atomic
+
+    atomic.check_writable(out)
+    figure = built.plot()
+    kinds = figure.canvas.get_supported_filetypes()
+    if (kind := out.suffix.lower().lstrip(".")) not in kinds:
+        raise ValueError(f"--plot must end in one of {', '.join(sorted(kinds))}; got {out}")
+    picture = io.BytesIO()
+    figure.savefig(picture, format=kind, dpi=150)
+    atomic.write_bytes(out, picture.getvalue())
 
 
 def info(arguments: argparse.Namespace) -> None:
@@ -248,6 +268,9 @@ def _parser() -> argparse.ArgumentParser:
     for option in ("s-churn", "s-min", "s-max", "s-noise"):
         command.add_argument(f"--{option}", type=float, help="of edm_heun")
     command.add_argument("--json", action="store_true", help="as JSON, for pyflowcore.Plan.from_json")
+    command.add_argument(
+        "--plot", metavar="FILE", help="a picture of it as well, such as plan.png or plan.svg"
+    )
     command.set_defaults(run=plan)
 
     command = commands.add_parser("info", help="versions, backends, libraries")

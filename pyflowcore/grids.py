@@ -1,5 +1,6 @@
 """Time grids: where a trajectory of n steps is evaluated. A grid is turned into n + 1 float64 times, 0 (noise) to 1
-(data), once, when a plan is built. The formulas live in ``csrc/plan/grids.cpp``.
+(data), once, when a plan is built. The formulas live in ``csrc/plan/grids.cpp``. Reversed, a grid runs from data to noise,
+which inverts a sample: ``pfc.grids.karras().reversed()``.
 
 Grids compose by methods, which apply in the order in which they are written, each to the times that the one before gives:
 ``pfc.grids.beta().shifted(3.0).terminal(0.1)`` takes beta quantiles, shifts them, and stretches the result.
@@ -26,6 +27,7 @@ __all__ = [
     "LinearQuadratic",
     "LogitNormal",
     "Partial",
+    "Reversed",
     "Shifted",
     "Terminal",
     "Times",
@@ -77,6 +79,10 @@ class Grid:
     def partial(self, strength: float) -> Partial:
         """The last part of this grid, for image to image; see :class:`Partial`."""
         return Partial(strength, self)
+
+    def reversed(self) -> Reversed:
+        """This grid from its last time to its first, for inversion; see :class:`Reversed`."""
+        return Reversed(self)
 
 
 def _check_steps(steps: int) -> int:
@@ -148,6 +154,23 @@ class Terminal(Grid):
 
     def times_on(self, path: paths.Path, steps: int) -> list[float]:
         return _core.terminal_grid(self.base.times_on(path, steps), float(self.level))
+
+
+@dataclass(frozen=True)
+class Reversed(Grid):
+    """A grid's times in the opposite order: a plan on it runs backwards, from data (t = 1) to noise (t = 0)."""
+
+    base: Grid = field(default_factory=Uniform)
+
+    @property
+    def fixed_steps(self) -> int | None:
+        return self.base.fixed_steps
+
+    def times(self, steps: int) -> list[float]:
+        return self.base.times(steps)[::-1]
+
+    def times_on(self, path: paths.Path, steps: int) -> list[float]:
+        return self.base.times_on(path, steps)[::-1]
 
 
 @dataclass(frozen=True)
@@ -404,7 +427,7 @@ def lambda_uniform(lo: float, hi: float, whole: bool = True) -> LambdaUniform:
 
 
 def times(values: npt.ArrayLike) -> Times:
-    """A grid of given times: at least two, finite, in [0, 1], strictly increasing."""
+    """A grid of given times: at least two, finite, in [0, 1], strictly increasing, or strictly decreasing to run backwards."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
         raise ValueError(f"times must be one-dimensional, got shape {array.shape}")

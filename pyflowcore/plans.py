@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,10 @@ import torch
 
 from . import _core, grids, paths
 from .ops.interpolate import prediction_kind
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["Plan", "plan", "solvers"]
 
@@ -115,8 +119,14 @@ class Plan:
 
     @classmethod
     def from_dict(cls, description: dict[str, Any]) -> Plan:
-        """The inverse of :meth:`to_dict`; also the way to write a plan by hand."""
-        data = dict(description)
+        """The inverse of :meth:`to_dict`; also the way to write a plan by hand.
+
+        Raises:
+            TypeError, ValueError: naming the row and the key of what is missing, unknown, of another type (no text for a
+                number, no number for a flag), not finite, or of no use to a kernel: a slot that the plan does not have or
+                that is read before a row wrote it, steps completed out of order, times that are not strictly monotone.
+        """
+        data = dict(_typed(description, dict, "a plan's description"))
         if data.pop("format", None) != _FORMAT:
             raise ValueError(f"format: this is not a plan (expected {_FORMAT!r})")
         if (version := data.pop("version", None)) != _VERSION:
@@ -126,11 +136,12 @@ class Plan:
             raise ValueError(f"a plan needs {', '.join(missing)}")
         if unknown := sorted(set(data) - set(needed)):
             raise ValueError(f"a plan has no {', '.join(unknown)}; allowed are {', '.join(needed)}")
+        times = [_typed(t, float, f"times[{i}]") for i, t in enumerate(_typed(data["times"], list, "times"))]
+        rows = [_row(entry, i) for i, entry in enumerate(_typed(data["rows"], list, "rows"))]
         return cls(
             _core.Plan(
-                str(data["solver"]), paths.get(data["path"])._core, prediction_kind(data["prediction"]),
-                prediction_kind(data["working"], "working"), [float(t) for t in data["times"]],
-                [_row(entry, i) for i, entry in enumerate(data["rows"])], int(data["slots"]),
+                _typed(data["solver"], str, "solver"), paths.get(data["path"])._core, prediction_kind(data["prediction"]),
+                prediction_kind(data["working"], "working"), times, rows, _typed(data["slots"], int, "slots"),
             )
         )  # fmt: skip
 
@@ -142,12 +153,18 @@ class Plan:
     def from_json(cls, text: str) -> Plan:
         """A plan from :meth:`to_json`'s text."""
         try:
-            data = json.loads(text)
+            data = json.loads(text, object_pairs_hook=_once)
         except json.JSONDecodeError as error:
             raise ValueError(f"text is not JSON: {error}") from None
         if not isinstance(data, dict):
             raise ValueError(f"text must hold a JSON object, got {type(data).__name__}")
         return cls.from_dict(data)
+
+    def plot(self, axes: Sequence[Axes] | None = None) -> Figure:
+        """Draws the grid, lambda and the coefficients: ``pfc.plot.plan``. Needs matplotlib."""
+        from . import plot
+
+        return plot.plan(self, axes)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.to_dict() == other.to_dict()
@@ -162,52 +179,99 @@ class Plan:
     def __str__(self) -> str:
         head = (
             f"{self.solver}: {self.steps} steps, {self.nfe} evaluations, {self.slots} slots, {self.draws} noise draws; "
-            f"{self.prediction} on the {self.path.name} path"
+            f"{self.prediction} on the {self.path.name} path, t from {self.times[0]:g} to {self.times[-1]:g}"
         )
-        return "\n".join([head, *(_describe(i, row) for i, row in enumerate(self.rows))])
+        levels = log_ratios(self.path, [row.t for row in self.facts])
+        lines = [_describe(i, row, levels[i]) for i, row in enumerate(self.rows)]
+        return "\n".join([head, *lines])
 
 
-def _row(entry: dict[str, Any], index: int) -> _core.Row:
-    row = _core.Row()
-    if unknown := sorted(set(entry) - set(_SCALARS) - set(_LISTS)):
+class _Twice:
+    """Stands for the value of a key that a JSON object has twice: every check of a value refuses it."""
+
+    def __repr__(self) -> str:
+        return "two values: the key stands twice"
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        found[key] = _Twice() if key in found else value
+    return found
+
+
+def _typed(value: Any, kind: type, where: str) -> Any:
+    """The value as a bool, an int, a float, a str, a list or a dict, if it is one: nothing is read as what it is not."""
+    of_numbers = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    fits = {
+        bool: isinstance(value, (bool, np.bool_)),
+        int: of_numbers and isinstance(value, (int, np.integer)),
+        float: of_numbers,
+        list: isinstance(value, (list, tuple)),
+    }.get(kind, isinstance(value, kind))
+    if not fits:
+        names = {
+            bool: "true or false",
+            int: "an integer",
+            float: "a number",
+            str: "text",
+            list: "a list",
+            dict: "an object",
+        }
+        raise TypeError(f"{where} must be {names[kind]}, got {type(value).__name__} {value!r}")
+    if kind is int and not -(2**31) <= value < 2**31:
+        raise ValueError(f"{where} is {value}, too large for an index")
+    try:
+        return kind(value)
+    except OverflowError:
+        raise ValueError(f"{where} is {value}, too large for float64") from None
+
+
+def _indexed(values: Any, where: str, of: str) -> list[tuple[int, float]]:
+    """Coefficients by the index that they are for, in order. An index is written one way only, so none can stand twice."""
+    found: dict[int, float] = {}
+    for key, value in _typed(values, dict, where).items():
+        text = str(key) if isinstance(key, (str, int)) and not isinstance(key, bool) else ""
+        if not (text.isascii() and text.isdigit() and text == str(int(text))):
+            raise ValueError(f"{where} has the key {key!r}; allowed are numbers of {of}: '0', '1', ...")
+        if _typed(int(text), int, f"{where}: the key") in found:
+            raise ValueError(f"{where} has the key {key!r} twice")
+        found[int(text)] = _typed(value, float, f"{where}[{text!r}]")
+    return sorted(found.items())
+
+
+def _row(entry: Any, index: int) -> _core.Row:
+    row, where = _core.Row(), f"rows[{index}]"
+    values = dict(_typed(entry, dict, where))
+    if unknown := sorted(str(key) for key in set(values) - set(_SCALARS) - set(_LISTS)):
         raise ValueError(
-            f"rows[{index}] has no {', '.join(unknown)}; allowed are {', '.join([*_SCALARS, *_LISTS])}"
+            f"{where} has no {', '.join(unknown)}; allowed are {', '.join([*_SCALARS, *_LISTS])}"
         )
     for name in ("t", "step"):
-        if name not in entry:
-            raise ValueError(f"rows[{index}] needs {name}")
-    values = dict(entry)
+        if name not in values:
+            raise ValueError(f"{where} needs {name}")
+    for name in _SCALARS:
+        if name in values:
+            values[name] = _typed(values[name], type(getattr(row, name)), f"{where}: {name}")
     for name, minus in (("a", "a_minus_1"), ("c", "c_minus_1")):
         # Given one, the other follows from it; both are kept where a builder knew a - 1 better.
         if name in values and minus not in values:
-            values[minus] = float(values[name]) - 1.0
+            values[minus] = values[name] - 1.0
         elif minus in values and name not in values:
-            values[name] = 1.0 + float(values[minus])
+            values[name] = 1.0 + values[minus]
         elif name in values and abs(values[name] - 1.0 - values[minus]) > 1e-12 * max(1.0, abs(values[name])):
             raise ValueError(
-                f"rows[{index}]: {name} is {values[name]} and {minus} is {values[minus]}; they disagree"
+                f"{where}: {name} is {values[name]} and {minus} is {values[minus]}; they disagree"
             )
     for name in _SCALARS:
         if name in values:
-            setattr(row, name, type(getattr(row, name))(values[name]))
+            setattr(row, name, values[name])
     for name in ("b", "e"):
-        setattr(
-            row,
-            name,
-            [
-                _core.Term(int(k), float(v))
-                for k, v in sorted(values.get(name, {}).items(), key=lambda i: int(i[0]))
-            ],
-        )
+        terms = _indexed(values.get(name, {}), f"{where}: {name}", "slots")
+        setattr(row, name, [_core.Term(*term) for term in terms])
     for name in ("s", "r"):
-        setattr(
-            row,
-            name,
-            [
-                _core.Draw(int(k), float(v))
-                for k, v in sorted(values.get(name, {}).items(), key=lambda i: int(i[0]))
-            ],
-        )
+        draws = _indexed(values.get(name, {}), f"{where}: {name}", "draws")
+        setattr(row, name, [_core.Draw(*draw) for draw in draws])
     return row
 
 
@@ -221,8 +285,15 @@ def _sum(
     return (" + ".join(parts) or "0").replace("+ -", "- ")
 
 
-def _describe(index: int, row: _core.Row) -> str:
-    text = f"{index:4d}  step {row.step:<3d} t = {row.t:<9.6f}"
+def log_ratios(path: paths.Path, times: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """lambda = log(alpha / sigma) at the times, float64; infinite where alpha or sigma is 0."""
+    alpha, sigma, _, _ = path.coefficients(times)
+    with np.errstate(divide="ignore"):
+        return np.log(alpha) - np.log(sigma)
+
+
+def _describe(index: int, row: _core.Row, level: float) -> str:
+    text = f"{index:4d}  step {row.step:<3d} t = {row.t:<9.6f} lambda = {level:<8.4g}"
     if row.evaluates:
         kept = "" if row.store < 0 else f" -> D{row.store}"
         made = f"{row.q:.6g} out" if row.q != 1.0 else "out"
@@ -260,7 +331,8 @@ def plan(
         nfe: a number of evaluations of the field: as many steps as fit into it. ``plan.nfe`` says how many it takes. With an
             array of times as the grid neither is needed.
         grid: ``pfc.grids.uniform()`` (default), ``pfc.grids.shifted(3.0)`` or another of ``pfc.grids``, or a strictly
-            increasing array of times in [0, 1].
+            monotone array of times in [0, 1]. Decreasing times, ``pfc.grids.shifted(3.0).reversed()`` for instance, run
+            backwards, from data to noise (inversion): with every deterministic solver; those that draw noise refuse.
         path, prediction: as the field's.
         last: "default" takes the last step first order if the solver has a stage at t = 1 (Heun, RK4), where exact fields are
             singular, as EDM does (Karras et al. 2022, algorithm 1); "full" takes it in full. Solvers in
@@ -279,8 +351,8 @@ def plan(
 
     Raises:
         TypeError, ValueError: an unknown solver (the message lists the known ones), an option that the solver does not take or
-            a value that it does not allow, steps <= 0, a grid that does not increase, a prediction that the path does not
-            determine at a time of the grid.
+            a value that it does not allow, steps <= 0, a grid that is not monotone, a prediction that the path does not
+            determine at a time of the grid, decreasing times for a solver that draws noise.
     """
     if not isinstance(solver, str):
         raise TypeError(f"solver must be a name, got {type(solver).__name__}")

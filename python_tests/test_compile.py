@@ -138,6 +138,31 @@ def test_gradients_through_a_compiled_function():
     assert grads[0][1][0, 0] == 2 * 6.5 * 2.0
 
 
+def table_gradient(run, seeds=None):
+    learned = table(a=0.5, b_new=2.0, b={0: 0.3}).requires_grad_()
+    x, out, slot = torch.ones(2, 3), torch.full((2, 3), 3.0), torch.full((2, 3), -1.0)
+
+    def loss(x, out, slot, learned):
+        state, _, _ = pfc.ops.combine(x, learned, 0, outs=[out], slots=[slot], seeds=seeds)
+        return state.square().sum()
+
+    run(loss)(x, out, slot, learned).backward()
+    return learned.grad
+
+
+def test_the_gradient_of_a_table_through_a_compiled_function():
+    found = table_gradient(lambda f: torch.compile(f, fullgraph=True, backend="aot_eager"))
+    assert torch.equal(found, table_gradient(lambda f: f))
+    assert found.abs().max() > 0.0
+
+
+@pytest.mark.filterwarnings("ignore:Error detected in")
+def test_the_gradient_of_a_table_with_noise_is_refused_by_the_compiler():
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match=r"outside torch\.compile"):
+        table_gradient(lambda f: torch.compile(f, fullgraph=True, backend="aot_eager"), torch.tensor([1, 2]))
+
+
 def test_a_compiled_network_inside_a_sampler():
     net = torch.compile(lambda x, t: x * t[:, None], fullgraph=True, backend="aot_eager")
     sampler = pfc.Sampler(pfc.plan("heun", 4))

@@ -87,11 +87,14 @@ def edited(edit):
         (lambda d: d["rows"][0].update(bnew=1.0), r"rows\[0\] has no bnew"),
         (lambda d: d["rows"][1].pop("t"), r"rows\[1\] needs t"),
         (lambda d: d["rows"][1].update(step=4), "row 1: step is 4"),
-        (lambda d: d["rows"][1].update(q=float("inf")), "row 1: a coefficient is not finite"),
+        (lambda d: d["rows"][1].update(q=float("inf")), r"row 1: q is inf at step 1 \(t = 0.25\)"),
         (lambda d: d["rows"][1].update(b={"9": 1.0}), "row 1: slot 9"),
         (lambda d: d["rows"][0].update(b={"1": 1.0}), "row 0: slot 1 is read before"),
         (lambda d: d["rows"][1].update(store=0), "row 1: slot 0 is read and written"),
-        (lambda d: d["rows"][1].update(s={"-1": 1.0}), "not in 0 to"),
+        (
+            lambda d: d["rows"][1].update(s={str(2**30 + 1): 1.0}),
+            "row 1: draw index 1073741825 is not in 0 to",
+        ),
         (lambda d: d["rows"][1].update(s={str(n): 1.0 for n in range(5)}), "more than 4 different draws"),
         (lambda d: d["rows"][1].update(evaluates=False), "row 1: a row without an evaluation"),
         (lambda d: d["rows"][1].update(a=0.5, a_minus_1=0.5), "they disagree"),
@@ -100,6 +103,107 @@ def edited(edit):
 def test_refusals(edit, says):
     with pytest.raises(ValueError, match=says):
         pfc.Plan.from_dict(edited(edit))
+
+
+def put(row, **entries):
+    return lambda d: d["rows"][row].update(entries)
+
+
+LOOSE = {
+    "text for a flag": (put(1, evaluates="false"), ["rows[1]: evaluates", "true or false", "str 'false'"]),
+    "number for a flag": (put(2, completes_step=1), ["rows[2]: completes_step", "true or false", "int 1"]),
+    "text for a number": (put(1, q="1.0"), ["rows[1]: q", "a number", "str '1.0'"]),
+    "flag for a number": (put(1, a=True), ["rows[1]: a ", "a number", "bool True"]),
+    "null": (put(3, in_scale=None), ["rows[3]: in_scale", "a number", "NoneType"]),
+    "list for a number": (put(3, c=[1.0]), ["rows[3]: c ", "a number", "list"]),
+    "huge": (put(3, p=10**400), ["rows[3]: p", "too large"]),
+    "fraction for a step": (put(1, step=1.0), ["rows[1]: step", "an integer", "float 1.0"]),
+    "flag for a slot": (put(1, store=True), ["rows[1]: store", "an integer", "bool True"]),
+    "huge slot": (put(1, store=2**40), ["rows[1]: store", "too large"]),
+    "key with a point": (put(1, b={"1.5": 1.0}), ["rows[1]: b", "'1.5'", "slots"]),
+    "negative key": (put(1, e={"-1": 1.0}), ["rows[1]: e", "'-1'", "slots"]),
+    "negative draw": (put(1, s={"-1": 1.0}), ["rows[1]: s", "'-1'", "draws"]),
+    "key with a zero": (put(1, b={"1": 1.0, "01": 2.0}), ["rows[1]: b", "'01'"]),
+    "key with a space": (put(1, r={" 1": 1.0}), ["rows[1]: r", "' 1'"]),
+    "other digits": (put(1, r={"\u0661": 1.0}), ["rows[1]: r", "\u0661"]),
+    "key in words": (put(1, r={"one": 1.0}), ["rows[1]: r", "'one'"]),
+    "one key written twice": (put(1, b={"1": 1.0, 1: 2.0}), ["rows[1]: b", "twice"]),
+    "huge key": (put(1, b={str(2**40): 1.0}), ["rows[1]: b", "too large"]),
+    "text for a coefficient": (put(1, b={"0": "0.5"}), ["rows[1]: b['0']", "a number", "str '0.5'"]),
+    "flag for a coefficient": (put(1, s={"3": False}), ["rows[1]: s['3']", "a number", "bool False"]),
+    "list of terms": (put(1, b=[1.0]), ["rows[1]: b", "an object", "list"]),
+    "unknown key": (put(1, stores=1), ["rows[1] has no stores", "store"]),
+    "row no object": (lambda d: d["rows"].__setitem__(2, [1]), ["rows[2]", "an object", "list"]),
+    "rows no list": (lambda d: d.update(rows={"0": {}}), ["rows", "a list", "dict"]),
+    "times of text": (lambda d: d.update(times=["0", "1"]), ["times[0]", "a number", "str '0'"]),
+    "times no list": (lambda d: d.update(times="01"), ["times", "a list", "str"]),
+    "times turn": (lambda d: d.update(times=[1.0, 0.5, 0.2, 0.7, 0.0]), ["strictly", "times[3] = 0.7"]),
+    "slots text": (lambda d: d.update(slots="1"), ["slots", "an integer", "str '1'"]),
+    "slots fraction": (lambda d: d.update(slots=1.5), ["slots", "an integer", "float 1.5"]),
+    "solver no text": (lambda d: d.update(solver=3), ["solver", "text", "int 3"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LOOSE)
+def test_nothing_is_read_as_what_it_is_not(case):
+    edit, words = LOOSE[case]
+    with pytest.raises((TypeError, ValueError)) as caught:
+        pfc.Plan.from_dict(edited(edit))
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"step": 1', '"step": 0, "step": 1', ["rows[1]: step", "twice"]),
+        ('"b": {"0": -0.125}', '"b": {"0": 0.5, "0": -0.125}', ["rows[1]: b['0']", "twice"]),
+        ('"slots": 2', '"slots": 1, "slots": 2', ["slots", "twice"]),
+        ('"q": 1.0', '"q": NaN', ["row 1: q is nan at step 1"]),
+    ],
+)
+def test_a_key_twice_in_json(old, new, words):
+    text = json.dumps(edited(lambda d: d["rows"][1].update(q=1.0)))
+    assert text.count(old) >= 1, text
+    with pytest.raises((TypeError, ValueError)) as caught:
+        pfc.Plan.from_json(text.replace(old, new, 1))
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+def set_infinite(name):
+    def edit(d):
+        row = d["rows"][2]
+        if name in ("b", "e"):
+            row[name] = {"1" if "1" in row.get("b", {}) else "0": float("-inf")}
+        elif name in ("s", "r"):
+            row[name] = {"7": float("nan")}
+        else:
+            row[name] = float("inf")
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [(name, f"row 2: {name} is inf at step 2") for name in ("in_scale", "p", "q", "a", "c")]
+    + [("b_new", r"row 2: b_new \(of the row's own prediction\) is inf"), ("e_new", "row 2: e_new .* is inf at step 2")]
+    + [("b", r"row 2: b of slot \d is -inf at step 2 \(t = 0.5\)"), ("e", r"row 2: e of slot \d is -inf at step 2")]
+    + [("s", r"row 2: s of draw 7 is nan at step 2"), ("r", r"row 2: r of draw 7 is nan at step 2")],
+)  # fmt: skip
+def test_a_coefficient_that_is_not_finite_is_named(name, says):
+    with pytest.raises(ValueError, match=says):
+        pfc.Plan.from_dict(edited(set_infinite(name)))
+
+
+@pytest.mark.parametrize("name", sorted(catalogue.EVERY))
+def test_too_few_slots_for_the_order(name):
+    """A plan whose slots are fewer than its rows read is refused by row, whatever solver wrote it."""
+    solver, options = catalogue.EVERY[name]
+    description = pfc.plan(solver, grid=np.linspace(0.1, 0.9, 9), **options).to_dict()
+    for slots in range(description["slots"]):
+        with pytest.raises(ValueError, match=rf"row \d+: (store is|slot) \d.*the plan has {slots} slots"):
+            pfc.Plan.from_dict(description | {"slots": slots})
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3"])

@@ -124,3 +124,83 @@ def test_the_twin_refuses_alike():
             pfc.ops.combine(x, table(b_new=1.0), 0, **options)
     with pytest.raises(RuntimeError, match="slot 1"):
         pfc.ops.combine(x, table(b={1: 1.0}), 0, outs=[out], slots=[out])
+
+
+def parts(*bounds, dtype=torch.float32):
+    """[B, 3] views of one memory, by their first and last element."""
+    memory = torch.zeros(40, dtype=dtype)
+    return [memory[first:last].view(-1, 3) for first, last in bounds]
+
+
+def overlapping():
+    x, y_out = parts((0, 6), (3, 9))
+    yield "x and y_out", {"x": x, "y_out": y_out}
+    yield "x and y_out itself", {"x": x, "y_out": x}
+    x, inp = parts((0, 6), (0, 12))
+    yield "x and inp", {"x": x, "inp": inp}
+    x, inp = parts((6, 12), (0, 12))
+    yield "x and inp, later", {"x": x, "inp": inp}
+    x, slots = parts((6, 12), (0, 12))
+    yield "x and slots", {"x": x, "slots": slots.view(2, 2, 3)}
+    y_out, inp = parts((5, 11), (0, 6))
+    yield "y_out and inp", {"y_out": y_out, "inp": inp}
+    y_out, slots = parts((0, 6), (0, 6))
+    yield "y_out and slots", {"y_out": y_out, "slots": slots.view(1, 2, 3)}
+    inp, slots = parts((0, 12), (11, 17))
+    yield "inp and slots", {"inp": inp, "slots": slots.view(1, 2, 3)}
+    memory = torch.zeros(6)
+    yield (
+        "x and inp of another dtype",
+        {"x": memory.view(2, 3), "inp": memory.view(torch.bfloat16)[:6].view(2, 3)},
+    )
+    for name in ("y", "out", "out2"):
+        x, value = parts((0, 6), (1, 7))
+        more = {"out": torch.zeros(2, 3), "guidance": torch.ones(1, 1)} if name == "out2" else {}
+        yield f"{name} and x, shifted", {"x": x, name: value} | more
+        inp, value = parts((0, 6), (3, 9))
+        yield f"{name} and inp, shifted", {"inp": inp, name: value} | more
+    halves = torch.zeros(12, dtype=torch.bfloat16)
+    yield (
+        "out and x of another dtype",
+        {"x": halves.view(torch.float32).view(2, 3), "out": halves[:6].view(2, 3)},
+    )
+    x, guidance = parts((0, 6), (3, 6))
+    yield "guidance and x", {"x": x, "guidance": guidance[:, :1], "out": torch.zeros(4, 3)}
+    record = torch.zeros(1, 56, dtype=torch.float64)
+    record.copy_(ROW)
+    x = record.view(-1)[50:56].view(2, 3)
+    more = {"out": torch.zeros(2, 3).double(), "slots": torch.zeros(1, 2, 3).double()}
+    yield "table and x", {"x": x, "table": record} | more
+    seeds = torch.zeros(6, dtype=torch.int64)
+    x = seeds.view(torch.float64).view(2, 3)
+    yield "seeds and x", {"x": x, "seeds": seeds[:2], **more}
+
+
+OVERLAPS = dict(overlapping())
+
+
+@pytest.mark.parametrize("case", OVERLAPS)
+def test_buffers_that_overlap(case):
+    """Written into one another, or read shifted against what is written: the answer would depend on the order of elements."""
+    given = arguments(**OVERLAPS[case])
+    first, second = case.split(",")[0].replace(" itself", "").split(" of ")[0].split(" and ")
+    with pytest.raises(ValueError, match="overlap in memory by") as caught:
+        pfc.ops.combine_(given.pop("x"), given.pop("table"), given.pop("row"), **given)
+    assert {first, second} <= set(str(caught.value).split()), str(caught.value)
+
+
+def test_buffers_that_may_be_one():
+    """Adjacent ones; a point updated in place; an output that is the input, or a block of it; an expanded output."""
+    x, inp = parts((0, 6), (6, 12))
+    pfc.ops.combine_(x, table(b_new=1.0), 0, out=torch.ones(2, 3), inp=inp)
+    assert torch.equal(x, torch.ones(2, 3))
+    assert torch.equal(inp, torch.ones(2, 3))
+    y = torch.full((2, 3), 3.0)
+    pfc.ops.combine_(x, table(p=1.0, q=0.0, b_new=1.0, e_new=1.0), 0, out=torch.ones(2, 3), y=y, y_out=y)
+    assert torch.equal(x, torch.full((2, 3), 4.0))
+    assert torch.equal(y, torch.full((2, 3), 7.0))
+    inp = torch.tensor([[1.0], [1.0], [2.0], [2.0]]).repeat(1, 3)
+    pfc.ops.combine_(x, table(b_new=1.0), 0, out=inp[2:], inp=inp)
+    assert torch.equal(inp, torch.full((4, 3), 6.0))
+    pfc.ops.combine_(x, table(b_new=1.0), 0, out=x[:1, :1].expand(2, 3))
+    assert torch.equal(x, torch.full((2, 3), 12.0))

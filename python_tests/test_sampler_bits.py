@@ -59,7 +59,7 @@ def test_guided_alone_as_in_a_batch(name, dtype):
         assert torch.equal(sample([i])[0], batch[i])
 
 
-@pytest.mark.parametrize("name", ["euler", "heun", "ab2", "churn"])
+@pytest.mark.parametrize("name", [*pfc.solvers(), "edm_heun-churn", "churn"])
 def test_one_and_two_threads(name):
     sampler = pfc.Sampler(PLANS[name], pfc.CFG(3.0))
     before, results = torch.get_num_threads(), []

@@ -3,6 +3,8 @@ with those of the papers' loops, and with the path's own to measure the order.""
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -43,14 +45,14 @@ def test_order_of_mean_and_variance(path, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["dpmpp_2m_sde", "stochastic_heun-sigma", "edm_heun-churn", "euler_ancestral-0.7"]
+    ("name", "path"), list(zip(catalogue.STOCHASTIC, itertools.cycle(reference.EVERY), strict=False))
 )
-def test_samples_have_these_moments(name):
-    """Within 4 standard errors, through the Sampler."""
+def test_samples_have_these_moments(name, path):
+    """Within 4 standard errors, through the Sampler, for every solver that draws noise; the paths take turns."""
     solver, options = catalogue.STOCHASTIC[name]
-    grid, count = reference.lambda_grid("vp", 8), 40_000
-    (mean, variance), _, _ = orders.moments("vp", name, grid)
-    gaussian = sde.GaussianMoments("vp", 1)
+    grid, count = reference.lambda_grid(path, 8), 40_000
+    (mean, variance), _, _ = orders.moments(path, name, grid)
+    gaussian = sde.GaussianMoments(path, 1)
     first_mean, first_variance = gaussian.exact(grid[0])
     start = first_mean + np.sqrt(first_variance) * pfc.randn(range(count), (1,), dtype=torch.float64)
 
@@ -58,8 +60,8 @@ def test_samples_have_these_moments(name):
         at_zero, at_one = (gaussian.velocity(v * gaussian.unit[0], t)[0] for v in (0.0, 1.0))
         return at_zero + (at_one - at_zero) * x
 
-    plan = pfc.plan(solver, grid=grid, path="vp", **options)
-    found = pfc.Sampler(plan)(pfc.Field(as_net(velocity), path="vp"), x0=start, seeds=range(count)).numpy()
+    plan = pfc.plan(solver, grid=grid, path=path, **options)
+    found = pfc.Sampler(plan)(pfc.Field(as_net(velocity), path=path), x0=start, seeds=range(count)).numpy()
     assert abs(found.mean() - mean) < 4 * np.sqrt(variance / count)
     assert abs(found.var() - variance) < 4 * variance * np.sqrt(2 / count)
 

@@ -1,7 +1,8 @@
 // DEIS (Zhang & Chen 2023), the rho-AB methods: on any path x / alpha obeys d(x / alpha) / d rho = noise with rho = sigma / alpha,
 // so a step is x' = (alpha'/alpha) x + alpha' integral of the extrapolated noise over [rho, rho']. The noise is extrapolated by
 // its Lagrange polynomial through the last grid points, in rho, or, for the variant "logrho" (as diffusers does), in log rho.
-// A step that leaves rho = infinity (t = 0) or ends on rho = 0 in log rho is a DDIM step, which is of first order.
+// A step that leaves rho = infinity (t = 0) or ends on it (backwards), or ends on rho = 0 or leaves it in log rho, is a DDIM
+// step, which is of first order.
 #include <algorithm>
 #include <cmath>
 
@@ -43,9 +44,21 @@ void fill_deis(Builder& plan, const Solver& solver, const SolverOptions& options
   plan.work_in(Prediction::kNoise);
   std::vector<Level> level;
   for (double t : plan.times()) level.push_back(level_of(plan.path(), t));
-  for (int step = fill_start(plan, options, solver.order); step < plan.steps(); ++step) {
+  const int start = fill_start(plan, options, solver.order);
+  // Whether the prediction at a grid point is a noise that the polynomial can go through: at rho = 0 (t = 1, backwards) a field
+  // may not determine it, and a start's own step remembers the velocity.
+  const auto usable = [&](int i) {
+    const Level& at = level[i];
+    return std::isfinite(at.rho) &&
+           (at.rho > 0.0 || (!in_log && start == 0 && plan.determines(Prediction::kNoise, at.t)));
+  };
+  for (int step = start; step < plan.steps(); ++step) {
     const Level& now = level[step];
     const Level& next = level[step + 1];
+    if (now.rho == 0.0 && !usable(step)) {
+      leave_data(plan, step);
+      continue;
+    }
     PlanRow row;
     row.completes_step = true;
     if (!std::isfinite(now.rho)) {
@@ -59,8 +72,8 @@ void fill_deis(Builder& plan, const Solver& solver, const SolverOptions& options
       continue;
     }
     int order = std::min(solver.order, step + 1);
-    while (order > 1 && !std::isfinite(level[step - order + 1].rho)) --order;
-    if (in_log && next.rho == 0.0) order = 1;
+    while (order > 1 && !usable(step - order + 1)) --order;
+    if ((in_log && next.rho == 0.0) || !std::isfinite(next.rho)) order = 1;
     std::vector<double> nodes;
     for (int j = 0; j < order; ++j) nodes.push_back(in_log ? std::log(level[step - j].rho) : level[step - j].rho);
     const std::vector<double> weights = order == 1 ? std::vector<double>{next.rho - now.rho}
@@ -70,7 +83,8 @@ void fill_deis(Builder& plan, const Solver& solver, const SolverOptions& options
     row.a_minus_1 = (next.alpha - now.alpha) / now.alpha;
     for (int j = 0; j < order; ++j)
       row.b.push_back({j == 0 ? plan.next_prediction() : plan.prediction_at_grid(step - j),
-                       next.alpha * weights[static_cast<std::size_t>(j)]});
+                       // alpha' (rho' - rho) is sigma' where alpha' = 0.
+                       std::isfinite(next.rho) ? next.alpha * weights[static_cast<std::size_t>(j)] : next.sigma});
     plan.evaluate_at_grid(step, std::move(row));
   }
 }

@@ -6,7 +6,7 @@
 //       three D. The factor 2 is what the third-order term of the expansion has; two public codes lack it and have order 2.
 //   2M SDE (Lu et al. 2022, eq. 18; eta scales the noise): (sigma'/sigma) e^{-eta h} x
 //       + alpha' (1 - e^{-(1+eta) h}) (D + (D - D_) r / 2) + sigma' sqrt(1 - e^{-2 eta h}) xi
-// Where lambda is infinite a step is of first order, and the step after one that left t = 0 too.
+// Where lambda is infinite a step is of first order, and the step after one that left t = 0, or t = 1 backwards, too.
 #include <algorithm>
 #include <cmath>
 
@@ -44,6 +44,10 @@ void fill_dpm_solver(Builder& plan, const Solver& solver, const SolverOptions& o
   for (int step = start; step < plan.steps(); ++step) {
     const Level& now = level[step];
     const Level& next = level[step + 1];
+    if (now.sigma <= 0.0) {
+      leave_data(plan, step);
+      continue;
+    }
     const double h = next.lambda - now.lambda;
     int order = std::min(solver.order, step + 1);
     while (order > 1 && !level[step - order + 1].finite()) --order;

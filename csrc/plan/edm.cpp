@@ -2,7 +2,7 @@
 // rho inside [s_min, s_max] the noise level is raised to rho^ = rho (1 + gamma), gamma = min(s_churn / n, sqrt 2 - 1), by adding
 // alpha^ sqrt(rho^^2 - rho^2) s_noise xi to (alpha^/alpha) x. The raised state is a point, not a state: the row that ends a step
 // leaves x on the grid and writes the raised point beside it, and the rows of the step redraw the same noise.
-// Leaving rho = infinity a step is DDIM's; ending on rho = 0 it is Euler's, as there.
+// Leaving rho = infinity, or ending on it (backwards), a step is DDIM's; ending on rho = 0 it is Euler's, as there.
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
@@ -60,6 +60,11 @@ void fill_edm_heun(Builder& plan, const Solver&, const SolverOptions& options) {
         row.r.push_back({step + 1, after.noise});
       }
     };
+    if (now.rho == 0.0 && !plan.determines(Prediction::kNoise, now.t)) {
+      leave_data(plan, step);  // backwards, so without churn
+      from = after;
+      continue;
+    }
     const int first = plan.next_prediction();
     PlanRow row;
     if (!std::isfinite(now.rho)) {
@@ -67,6 +72,10 @@ void fill_edm_heun(Builder& plan, const Solver&, const SolverOptions& options) {
       finish(row, held);
       row.b.push_back({first, next.alpha - now.alpha * held});
       plan.evaluate_at(now.t, step, std::move(row), Prediction::kData);
+    } else if (!std::isfinite(next.rho)) {
+      finish(row, 0.0);
+      row.b.push_back({first, next.sigma});
+      plan.evaluate_at(now.t, step, std::move(row));
     } else if (next.rho == 0.0 && !options.full_last_step) {
       finish(row, next.alpha / now.alpha);
       row.b.push_back({first, next.alpha * (next.rho - now.rho)});

@@ -3,15 +3,20 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <stdexcept>
 
 namespace pfc::plan {
 
 namespace {
 
+// With as many digits as tell it from its neighbours.
 std::string number(double value) {
   char text[32];
-  std::snprintf(text, sizeof text, "%.17g", value);
+  for (int digits = 15; digits <= 17; ++digits) {
+    std::snprintf(text, sizeof text, "%.*g", digits, value);
+    if (std::strtod(text, nullptr) == value) break;
+  }
   return text;
 }
 
@@ -22,32 +27,41 @@ constexpr int kLastDraw = 1 << 30;
 
 void check_row(const PlanRow& row, int index, int slots, int steps) {
   const std::string where = "row " + std::to_string(index) + ": ";
-  const double scalars[] = {row.t,         row.in_scale, row.p,         row.q,     row.a,
-                            row.a_minus_1, row.c,        row.c_minus_1, row.b_new, row.e_new};
-  for (double value : scalars)
-    if (!std::isfinite(value)) refuse(where + "a coefficient is not finite");
+  const auto check_finite = [&](double value, const std::string& name) {
+    if (!std::isfinite(value))
+      refuse(where + name + " is " + number(value) + " at step " + std::to_string(row.step) + " (t = " + number(row.t) +
+             "); coefficients must be finite");
+  };
+  const std::pair<const char*, double> scalars[] = {
+      {"t", row.t}, {"in_scale", row.in_scale},   {"p", row.p}, {"q", row.q},
+      {"a", row.a}, {"a_minus_1", row.a_minus_1}, {"c", row.c}, {"c_minus_1", row.c_minus_1}};
+  for (const auto& [name, value] : scalars) check_finite(value, name);
+  check_finite(row.b_new, "b_new (of the row's own prediction)");
+  check_finite(row.e_new, "e_new (of the row's own prediction)");
   if (row.store < -1 || row.store >= slots)
-    refuse(where + "store is " + std::to_string(row.store) + ", allowed are -1 to " + std::to_string(slots - 1));
+    refuse(where + "store is " + std::to_string(row.store) + ", the plan has " + std::to_string(slots) +
+           " slots, numbered from 0 (-1 stores nothing)");
   if (row.t < 0.0 || row.t > 1.0) refuse(where + "t is " + number(row.t) + ", allowed is [0, 1]");
   if (row.step < 0 || row.step >= steps)
     refuse(where + "step is " + std::to_string(row.step) + ", allowed are 0 to " + std::to_string(steps - 1));
   if (!row.evaluates && (row.b_new != 0.0 || row.e_new != 0.0 || row.store >= 0))
     refuse(where + "a row without an evaluation has no prediction of its own to use or keep");
-  for (const auto* terms : {&row.b, &row.e})
+  for (const auto& [letter, terms] : {std::pair{"b", &row.b}, std::pair{"e", &row.e}})
     for (const Term& term : *terms) {
       if (term.id < 0 || term.id >= slots)
-        refuse(where + "slot " + std::to_string(term.id) + " is read, the plan has " + std::to_string(slots));
+        refuse(where + "slot " + std::to_string(term.id) + " is read (" + letter + "), the plan has " +
+               std::to_string(slots) + " slots, numbered from 0");
       if (term.id == row.store)
         refuse(
             where + "slot " + std::to_string(term.id) +
             " is read and written by one row; its own prediction is b_new and e_new, an older one needs its own slot");
-      if (!std::isfinite(term.coefficient)) refuse(where + "a slot's coefficient is not finite");
+      check_finite(term.coefficient, std::string(letter) + " of slot " + std::to_string(term.id));
     }
-  for (const auto* draws : {&row.s, &row.r})
+  for (const auto& [letter, draws] : {std::pair{"s", &row.s}, std::pair{"r", &row.r}})
     for (const Draw& draw : *draws) {
       if (draw.index < 0 || draw.index > kLastDraw)
         refuse(where + "draw index " + std::to_string(draw.index) + " is not in 0 to " + std::to_string(kLastDraw));
-      if (!std::isfinite(draw.coefficient)) refuse(where + "a draw's coefficient is not finite");
+      check_finite(draw.coefficient, std::string(letter) + " of draw " + std::to_string(draw.index));
     }
 }
 
@@ -139,9 +153,11 @@ void check_times(const std::vector<double>& times) {
   for (std::size_t i = 0; i < times.size(); ++i) {
     if (!std::isfinite(times[i]) || times[i] < 0.0 || times[i] > 1.0)
       refuse("times[" + std::to_string(i) + "] is " + number(times[i]) + ", allowed is [0, 1]");
-    if (i > 0 && !(times[i] > times[i - 1]))
-      refuse("times must increase strictly: times[" + std::to_string(i - 1) + "] = " + number(times[i - 1]) +
-             ", times[" + std::to_string(i) + "] = " + number(times[i]));
+    const bool falls = times[1] < times[0];
+    if (i > 0 && !(falls ? times[i] < times[i - 1] : times[i] > times[i - 1]))
+      refuse(std::string("times must increase strictly, or decrease strictly: they ") +
+             (falls ? "decrease" : "increase") + " at first, but times[" + std::to_string(i - 1) +
+             "] = " + number(times[i - 1]) + ", times[" + std::to_string(i) + "] = " + number(times[i]));
   }
 }
 
@@ -176,6 +192,15 @@ Builder::Builder(std::string solver, Path path, Prediction prediction, std::vect
   plan_.times = std::move(times);
 }
 
+std::string Builder::where(double t) const {
+  return "for solver '" + plan_.solver + "' at t = " + number(t) + " on the " + name_of(plan_.path.kind) + " path";
+}
+
+bool Builder::determines(Prediction needed, double t) const {
+  const Conversion k = convert(plan_.prediction, needed, at(t));
+  return std::isfinite(k.p) && std::isfinite(k.q);
+}
+
 Conversion Builder::conversion(Prediction from, Prediction to, double t) const {
   const Conversion k = convert(from, to, at(t));
   if (!std::isfinite(k.p) || !std::isfinite(k.q))
@@ -193,7 +218,8 @@ int Builder::evaluate_at(double t, int step, PlanRow row, Prediction working) {
 
 int Builder::evaluate_mixture_at(double t, int step, PlanRow row, const Mixture& mixture) {
   const Conversion k = convert(plan_.prediction, mixture, at(t));
-  if (!std::isfinite(k.p) || !std::isfinite(k.q))
+  // An infinite drift is no velocity, even where the velocity is infinite too.
+  if (!std::isfinite(mixture.data) || !std::isfinite(mixture.noise) || !std::isfinite(k.p) || !std::isfinite(k.q))
     refuse("solver '" + plan_.solver + "': its drift is not finite at t = " + number(t) + " on the " +
            name_of(plan_.path.kind) + " path for a field that predicts the " + name_of(plan_.prediction) +
            " (the score, or the diffusion w, is infinite there): begin or end the grid inside (0, 1)");

@@ -71,6 +71,8 @@ class Builder {
   int steps() const { return plan_.steps(); }
   PathPoint at(double t) const { return evaluate(plan_.path, t); }
   const Path& path() const { return plan_.path; }
+  // The times decrease: from data towards noise, which inverts a sample.
+  bool backwards() const { return times().front() > times().back(); }
   Prediction prediction() const { return plan_.prediction; }
   Prediction working() const { return plan_.working; }
 
@@ -79,6 +81,10 @@ class Builder {
 
   // Throws unless the field's prediction determines `needed` at time t, naming what vanishes there.
   Conversion require(Prediction needed, double t) const { return conversion(plan_.prediction, needed, t); }
+  // Whether require() would succeed.
+  bool determines(Prediction needed, double t) const;
+  // "for solver 'x' at t = 0.5 on the linear path", for messages.
+  std::string where(double t) const;
   // The same between any two predictions.
   Conversion conversion(Prediction from, Prediction to, double t) const;
   // A row that evaluates the field at time t; the conversion from the field's prediction to the working one, or to one of
@@ -117,7 +123,7 @@ class Builder {
   int add_evaluation(double t, int step, PlanRow row, const Conversion& conversion);
 };
 
-// Throws std::invalid_argument unless there are at least two finite times in [0, 1] that increase strictly.
+// Throws std::invalid_argument unless there are at least two finite times in [0, 1] that increase or decrease strictly.
 void check_times(const std::vector<double>& times);
 
 const char* name_of(Prediction prediction);

@@ -4,6 +4,7 @@
 //   order 3           c2 = 1/2, c3 = 2/3; a32 = 4 phi_2(-c3 h)/(9 c2), a31 = c3 phi_1(-c3 h) - a32; weights
 //                     phi_1 - 3/2 phi_2, 0, 3/2 phi_2
 // Where lambda is infinite, at t = 0 and t = 1, a step is DDIM's.
+#include <algorithm>
 #include <cmath>
 
 #include "level.hpp"
@@ -17,6 +18,10 @@ void fill_res(Builder& plan, const Solver& solver, const SolverOptions&) {
   for (int step = 0; step < plan.steps(); ++step) {
     const Level now = level_of(plan.path(), plan.times()[step]);
     const Level end = level_of(plan.path(), plan.times()[step + 1]);
+    if (now.sigma <= 0.0) {
+      leave_data(plan, step);
+      continue;
+    }
     const double h = end.lambda - now.lambda;
     const bool finite = std::isfinite(h);
     const int stages = finite ? solver.order : 1;
@@ -24,7 +29,8 @@ void fill_res(Builder& plan, const Solver& solver, const SolverOptions&) {
     const double c[] = {0.0, 0.5, 2.0 / 3.0};
     std::vector<Level> stage{now};
     for (int i = 1; i < stages; ++i)
-      stage.push_back(level_of(plan.path(), time_of_lambda(plan.path(), now.t, end.t, now.lambda + c[i] * h)));
+      stage.push_back(level_of(plan.path(), time_of_lambda(plan.path(), std::min(now.t, end.t), std::max(now.t, end.t),
+                                                           now.lambda + c[i] * h)));
     for (int i = 0; i < stages; ++i) {
       const bool last = i + 1 == stages;
       const Level& next = last ? end : stage[i + 1];

@@ -84,6 +84,10 @@ int fill_start(Builder& plan, const SolverOptions& options, int order) {
   // A step into an infinite lambda is left to the method itself, which takes it by its own rule for the end.
   for (; step < steps && step < plan.steps() && level_of(plan.path(), plan.times()[step + 1]).finite(); ++step) {
     const bool finite = level_of(plan.path(), plan.times()[step]).finite();
+    if (!useful && step == 0 && plan.backwards() && !plan.determines(Prediction::kVelocity, plan.times()[0])) {
+      leave_data(plan, step);
+      continue;
+    }
     plan.mark_grid(step);
     runge_kutta_step(plan, step, *method[order - 2], finite ? plan.working() : Prediction::kVelocity);
   }

@@ -15,19 +15,22 @@ namespace pfc::plan {
 
 namespace {
 
-double diffusion_at(const SolverOptions& options, double t) {
+double diffusion_at(const Builder& plan, const SolverOptions& options, double t) {
   const double w = options.diffusion(t);
   if (!(std::isfinite(w) && w >= 0.0))
     throw std::invalid_argument(
-        "diffusion: w(" + std::to_string(t) + ") is " + std::to_string(w) +
-        ", it must be finite and not negative; begin or end the grid inside (0, 1) where it is not");
+        "diffusion: w is " + std::to_string(w) + " " + plan.where(t) +
+        "; it must be finite and not negative: begin or end the grid inside (0, 1) where it is not");
   return w;
 }
 
-// v + w/2 score as a mixture of data and noise; the velocity alone where w = 0, also at sigma = 0.
-Mixture drift(const Builder& plan, double t, double w) {
+// A row that evaluates the drift v + w/2 score, a mixture of data and noise; the velocity alone where w = 0, also at sigma = 0.
+void evaluate_drift(Builder& plan, double t, int step, PlanRow row, double w) {
   const PathPoint c = plan.at(t);
-  return {c.dalpha, w == 0.0 ? c.dsigma : c.dsigma - 0.5 * w / c.sigma};
+  if (w == 0.0)
+    plan.evaluate_at(t, step, std::move(row), Prediction::kVelocity);
+  else
+    plan.evaluate_mixture_at(t, step, std::move(row), {c.dalpha, c.dsigma - 0.5 * w / c.sigma});
 }
 
 }  // namespace
@@ -48,12 +51,12 @@ void fill_euler_maruyama(Builder& plan, const Solver&, const SolverOptions& opti
   for (int step = 0; step < plan.steps(); ++step) {
     const double t = plan.times()[step];
     const double h = plan.times()[step + 1] - t;
-    const double w = diffusion_at(options, t);
+    const double w = diffusion_at(plan, options, t);
     PlanRow row;
     row.completes_step = true;
     row.b.push_back({plan.next_prediction(), h});
     if (w > 0.0) row.s.push_back({step, std::sqrt(w * h)});
-    plan.evaluate_mixture_at(t, step, std::move(row), drift(plan, t, w));
+    evaluate_drift(plan, t, step, std::move(row), w);
   }
 }
 
@@ -62,25 +65,25 @@ void fill_stochastic_heun(Builder& plan, const Solver&, const SolverOptions& opt
     const double t = plan.times()[step];
     const double end = plan.times()[step + 1];
     const double h = end - t;
-    const double w0 = diffusion_at(options, t);
+    const double w0 = diffusion_at(plan, options, t);
     const int first = plan.next_prediction();
     PlanRow row;
     if (end == 1.0 && !options.full_last_step) {
       row.completes_step = true;
       row.b.push_back({first, h});
       if (w0 > 0.0) row.s.push_back({step, std::sqrt(w0 * h)});
-      plan.evaluate_mixture_at(t, step, std::move(row), drift(plan, t, w0));
+      evaluate_drift(plan, t, step, std::move(row), w0);
       continue;
     }
-    const double w1 = diffusion_at(options, end);
+    const double w1 = diffusion_at(plan, options, end);
     const double g = 0.5 * (std::sqrt(w0) + std::sqrt(w1)) * std::sqrt(h);
     row.e.push_back({first, h});
     if (g > 0.0) row.s.push_back({step, g});
-    plan.evaluate_mixture_at(t, step, std::move(row), drift(plan, t, w0));
+    evaluate_drift(plan, t, step, std::move(row), w0);
     PlanRow last;
     last.completes_step = true;
     last.b = {{first, 0.5 * h}, {first + 1, 0.5 * h}};
-    plan.evaluate_mixture_at(end, step, std::move(last), drift(plan, end, w1));
+    evaluate_drift(plan, end, step, std::move(last), w1);
   }
 }
 

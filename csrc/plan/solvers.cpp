@@ -154,8 +154,13 @@ Plan build(const std::string& name, const Path& path, Prediction prediction, con
   check_number("s_min", options.s_min, 0.0, most);
   check_number("s_max", options.s_max, options.s_min, std::numeric_limits<double>::infinity());
   check_number("s_noise", options.s_noise, 0.0, most);
-  if (!options.diffusion) options.diffusion = named_diffusion(path, "sigma");
   Builder builder(name, path, prediction, times);
+  if (builder.backwards() && solver.stochastic && (name != "edm_heun" || options.s_churn > 0.0))
+    refuse("solver '" + name + "'" + (name == "edm_heun" ? " with s_churn > 0" : "") +
+           " draws noise, which no step backwards can undo, so it cannot run on times that decrease (from " +
+           std::to_string(times.front()) + " to " + std::to_string(times.back()) +
+           "); a deterministic solver can: ddim, unipc, heun, ...");
+  if (!options.diffusion) options.diffusion = named_diffusion(path, "sigma");
   solver.fill(builder, solver, options);
   return std::move(builder).finish();
 }

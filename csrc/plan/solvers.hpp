@@ -67,6 +67,11 @@ void fill_consistency(Builder&, const Solver&, const SolverOptions&);
 void runge_kutta_step(Builder&, int step, const Tableau&, Prediction working);
 // The single-step start of a multistep method of an order, if the options ask for one; returns the first step left to do.
 int fill_start(Builder&, const SolverOptions&, int order);
+// A first-order step that leaves sigma = 0 (t = 1, run backwards), where lambda is infinite: the data is x there whatever the
+// field says, and its predicted noise moves x, alpha'/alpha x + sigma' noise, which on the linear path is Euler's step in the
+// velocity. Euler's step itself where the field determines the velocity alone (sigma infinitely steep); one that predicts the
+// data determines neither and is refused.
+void leave_data(Builder&, int step);
 // The integrals over [lo, hi] of the Lagrange basis polynomials on the nodes.
 std::vector<double> lagrange_integrals(const std::vector<double>& nodes, double lo, double hi);
 

@@ -96,6 +96,10 @@ void fill_unipc(Builder& plan, const Solver& solver, const SolverOptions& option
   const int start = fill_start(plan, options, order + 1);
   Step made;  // the prediction that x is, until this evaluation corrects it
   for (int i = start; i < plan.steps(); ++i) {
+    if (level[i].sigma <= 0.0) {
+      leave_data(plan, i);
+      continue;
+    }
     PlanRow row;
     const int own = plan.next_prediction();
     const auto grid = [&](int step) { return step == i ? own : plan.prediction_at_grid(step); };
@@ -104,7 +108,8 @@ void fill_unipc(Builder& plan, const Solver& solver, const SolverOptions& option
     row.a_minus_1 = step.a_minus_1;
     for (std::size_t k = 0; k < step.weight.size(); ++k)
       row.b.push_back({grid(i - static_cast<int>(k)), step.weight[k]});
-    if (i > start) {
+    // A step of infinite length was of first order, predicted and corrected alike.
+    if (i > start && std::isfinite(level[i].lambda - level[i - 1].lambda)) {
       const Step corrector = make_step(level, i - 1, std::min(order, i), true, bh1);
       row.b.push_back({own, step.a * corrector.made});
       for (std::size_t k = 0; k < corrector.weight.size(); ++k)

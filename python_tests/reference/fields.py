@@ -58,6 +58,24 @@ def gaussian(path, mean=0.8, std=0.5):
     return Mixture(path, [mean], [std])
 
 
+def gaussian_everywhere(path, prediction, mean=0.8, std=0.5):
+    """The field of Gaussian data with its limits at t = 0 and t = 1, where a path's own numbers may be infinite."""
+
+    def field(x, t):
+        alpha, sigma, dalpha, dsigma = paths.coefficients(path, t)
+        # sigma' is infinite at t = 1 on the paths with alpha^2 + sigma^2 = 1; sigma sigma' is -alpha alpha' there.
+        slope = sigma * dsigma if np.isfinite(dsigma) else -alpha * dalpha
+        z = (x - alpha * mean) / (alpha**2 * std**2 + sigma**2)
+        if prediction == "velocity":
+            return dalpha * mean + (alpha * dalpha * std**2 + slope) * z
+        if prediction == "score":
+            return -z
+        data, noise = mean + alpha * std**2 * z, sigma * z
+        return {"data": data, "noise": noise, "v": alpha * noise - sigma * data}[prediction]
+
+    return field
+
+
 def gaussian_flow(path, x, start, end, mean=0.8, std=0.5):
     """The flow map of Gaussian data in closed form: x' = alpha' m + sqrt(v'/v) (x - alpha m)."""
     a0, s0, _, _ = paths.coefficients(path, start)

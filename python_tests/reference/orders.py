@@ -39,12 +39,14 @@ def counts_of(name):
     return LATE.get(name, STEPS[catalogue.DETERMINISTIC[name][2]])
 
 
-def measure(path, solver, options, counts):
+def measure(path, solver, options, counts, backwards=False):
     """(errors at the two numbers of steps, the slope between them)."""
     mixture, x0, exact = problem(path)
+    x0, exact = (exact, x0) if backwards else (x0, exact)
     errors = []
     for steps in counts:
-        plan = pfc.plan(solver, grid=grid(path, steps), path=path, **options)
+        times = grid(path, steps)[::-1] if backwards else grid(path, steps)
+        plan = pfc.plan(solver, grid=times, path=path, **options)
         found = executor.run(plan.to_dict(), mixture.of("velocity"), x0)[-1]
         errors.append(np.abs(found - exact).max())
     return errors, np.log2(errors[0] / errors[1])

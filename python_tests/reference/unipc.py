@@ -30,10 +30,13 @@ def _move(path, times, data, x, i, order, bh, new=None):
     return out - alpha1 * b * sum(w * d / q for w, d, q in zip(weights, differences, r, strict=True))
 
 
-def solve(means, path, x, times, order, bh):
-    """The predicted states at every grid point after the first; the last is the answer."""
-    data, states = [means(x, times[0])[0]], []
-    for i in range(len(times) - 1):
+def solve(means, path, x, times, order, bh, started=()):
+    """The predicted states at every grid point after the first; the last is the answer. `started` has the states at
+    times[1], times[2], ... where another method made the first steps."""
+    data, states = [means(x, times[0])[0]], list(started)
+    for t, x in zip(times[1:], started, strict=False):
+        data.append(means(x, t)[0])
+    for i in range(len(states), len(times) - 1):
         p = min(order, i + 1)
         predicted = _move(path, times, data, x, i, p, bh)
         states.append(predicted)
