@@ -100,16 +100,7 @@ def _state_from(begin: Begin, enable_grad: bool) -> Tensor:
 
 
 def _from_noise(plan: Plan, begin: Begin, shape: Sequence[int], keep_noise: bool) -> Start:
-    given: object = shape  # whatever the hint says
-    if (
-        isinstance(given, str)
-        or not isinstance(given, Sequence)
-        or any(isinstance(size, (float, str, bool)) for size in given)
-    ):
-        kind = type(shape).__name__
-        raise TypeError(
-            f"shape must be a sequence of integers, the shape of one sample, got {kind} {shape!r}"
-        )
+    _check_shape(shape)
     if plan.times[0] > plan.times[-1]:
         raise ValueError(
             f"x0 is missing: the plan runs backwards from t = {plan.times[0]}, so x0 is data (or the state there) and must be "
@@ -131,6 +122,15 @@ def _from_noise(plan: Plan, begin: Begin, shape: Sequence[int], keep_noise: bool
         keys = _seeds_for(begin.seeds, count, begin.device)
     scale = plan.along.noise_scale
     return Start(noise if scale == 1.0 else noise * scale, keys, noise if keep_noise else None)
+
+
+def _check_shape(shape: object) -> None:
+    wrong = isinstance(shape, str) or not isinstance(shape, Sequence)
+    if wrong or any(isinstance(size, (float, str, bool)) for size in shape):  # type: ignore[attr-defined]
+        kind = type(shape).__name__
+        raise TypeError(
+            f"shape must be a sequence of integers, the shape of one sample, got {kind} {shape!r}"
+        )
 
 
 def _from_data(plan: Plan, begin: Begin, data: Tensor, keys: Tensor | None) -> Start:

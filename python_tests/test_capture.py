@@ -16,7 +16,8 @@ import pyflowcore as pfc
 from reference import catalogue
 from reference.torch_fields import drift
 
-CASES = {**{name: (name, {}) for name in pfc.solvers()}, **catalogue.FROM_ZERO}
+CASES = {name: (name, {}) for name in pfc.solvers()}
+CASES["edm_heun-churn"] = catalogue.STOCHASTIC["edm_heun-churn"]
 SHAPE = (2, 7)
 
 

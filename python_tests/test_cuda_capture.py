@@ -16,7 +16,8 @@ from reference.torch_fields import drift
 
 pytestmark = pytest.mark.gpu
 
-CASES = {**{name: (name, {}) for name in pfc.solvers()}, **catalogue.FROM_ZERO}
+CASES: dict[str, tuple[str, dict[str, float]]] = {name: (name, {}) for name in pfc.solvers()}
+CASES["edm_heun-churn"] = catalogue.STOCHASTIC["edm_heun-churn"]
 SHAPE = (4, 33)
 SEEDS = torch.arange(3, dtype=torch.int64)
 

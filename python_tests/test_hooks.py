@@ -37,8 +37,9 @@ def by_hand(**options):
 
 
 PLANS["by hand"] = by_hand()
+PLANS["backwards"] = pfc.plan("unipc", grid=GRID[::-1], start="single")
 # One of each kind of table: the diffusions, the variants and the starts of a solver differ in their numbers alone.
-KINDS = [*sorted(pfc.solvers()), "edm_heun-churn", *stochastic.BUILDERS]
+KINDS = [*sorted(pfc.solvers()), "edm_heun-churn", "backwards", *stochastic.BUILDERS]
 PLANS |= {name: pfc.plan(name, grid=GRID) for name in pfc.solvers()}
 
 

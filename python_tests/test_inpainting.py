@@ -19,6 +19,7 @@ PLANS |= {
     name: pfc.Plan.from_dict(stochastic.describe(name, np.linspace(0.1, 0.9, 6)))
     for name in stochastic.BUILDERS
 }  # fmt: skip
+PLANS["backwards"] = pfc.plan("dpmpp_2m", grid=GRID[::-1])
 # One a family where the numbers alone differ.
 FEW = ["euler", "heun", "rk4", "ab3", "dpmpp_2m", "unipc", "edm_heun-churn", "stochastic_heun", "churn"]
 SEEDS = [3, 4, 5]
