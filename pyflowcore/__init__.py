@@ -3,7 +3,7 @@
 from . import grids, ops, paths
 from ._library import PyflowcoreWarning, cpu_isa, select_cpu_isa
 from .field import Field
-from .guidance import CFG
+from .guidance import APG, CFG, Autoguidance, CFGZero
 from .info import Info, info
 from .ops import Interpolated, interpolate, randn
 from .plans import Plan, plan, solvers
@@ -11,7 +11,10 @@ from .run import Run, Step, Trajectory
 from .sampler import Sampler
 
 __all__ = [
+    "APG",
     "CFG",
+    "Autoguidance",
+    "CFGZero",
     "Field",
     "Info",
     "Interpolated",

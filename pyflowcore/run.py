@@ -11,7 +11,8 @@ from torch import Tensor
 
 from . import _core
 from ._library import PyflowcoreWarning
-from .buffers import FunctionalBuffers, InPlaceBuffers
+from .buffers import FunctionalBuffers, InPlaceBuffers, is_several
+from .guide import Guide
 from .plans import Plan
 
 __all__ = ["Run", "Step", "Trajectory"]
@@ -34,7 +35,7 @@ class Step:
             dtype. It is the trajectory's own buffer: read it, do not write it, and clone what must outlive the step.
         time: the network's time, [B] (or [J B], or 0-dimensional for ``time_shape="scalar"``).
         t: the plan's time, a float; 0 is noise, 1 is data.
-        branches: 2 where guidance wants a conditional and an unconditional output, else 1.
+        branches: where guidance wants conditional outputs and an unconditional one their number, 2 for one condition; else 1.
         row, index: the plan's row; the step of the grid.
     """
 
@@ -86,15 +87,24 @@ class Run:
     def __init__(
         self, plan: Plan, table: Tensor, x0: Tensor, *, branches: list[int], stacked: bool, times: list[Tensor],
         dtype: torch.dtype, guidance: Tensor | None, seeds: Tensor | None, differentiable: bool, keep_points: bool = False,
+        guide: Guide | None = None,
     ) -> None:  # fmt: skip
         self.plan = plan
         self._branches, self._stacked, self._times = branches, stacked, times
         self._guidance, self._seeds, self._table = guidance, seeds, table
         self._batch, self._device = x0.shape[0], x0.device
-        self._shape, self._both = x0.shape, torch.Size((2 * x0.shape[0], *x0.shape[1:]))
+        # Of one branch, of the conditional ones, and of all.
+        most = max(max(branches, default=1), 2)
+        self._shape, self._conditional, self._all = (
+            torch.Size((n * x0.shape[0], *x0.shape[1:])) for n in (1, most - 1, most)
+        )
         self._facts = plan.facts
+        self._guide = guide
+        # A row whose velocity is taken to be zero has no branch and is not evaluated.
+        self._evaluates = [row.evaluates and n > 0 for row, n in zip(plan.facts, branches, strict=True)]
         kind = FunctionalBuffers if differentiable else InPlaceBuffers
-        self.buffers = kind(plan, table, x0, branches, stacked, dtype, guidance, seeds, keep_points)
+        views = [max(n, 1) for n in branches]
+        self.buffers = kind(plan, table, x0, views, stacked, dtype, guidance, seeds, keep_points, guide)
         self._points_kept = keep_points
         self.nfe = 0
         self._row = 0
@@ -115,7 +125,7 @@ class Run:
 
     def advance_silent(self) -> None:
         """Runs the rows up to the next evaluation. Once before the first step; afterwards ``step`` does it."""
-        while self._row < len(self._facts) and not self._facts[self._row].evaluates:
+        while self._row < len(self._evaluates) and not self._evaluates[self._row]:
             self.buffers.advance(self._row, None, None)
             self._finish_row()
 
@@ -151,7 +161,7 @@ class Run:
 
         Args:
             out: the output there, [B, ...], any float dtype and strides; under guidance the conditional one, or both stacked as
-                [2 B, ...], conditional first.
+                [2 B, ...], conditional first. Of J - 1 conditions: [(J - 1) B, ...], or all stacked as [J B, ...].
             uncond: the unconditional output [B, ...]. Where guidance wants one and none comes, ``out`` is taken as it is.
 
         Raises:
@@ -170,8 +180,9 @@ class Run:
 
     def _check(self, out: Tensor, uncond: Tensor | None, step: Step) -> None:
         """Nothing but comparisons where all is well."""
-        pair = uncond is None and step.branches == 2
-        self._check_output("out", out, self._both if pair and self._stacked else self._shape, pair)
+        pair = uncond is None and step.branches > 1
+        shape = self._shape if uncond is None or step.branches == 1 else self._conditional
+        self._check_output("out", out, self._all if pair and self._stacked else shape, pair)
         if uncond is not None:
             self._check_output("uncond", uncond, self._shape, False)
             if uncond.dtype != out.dtype:
@@ -192,11 +203,11 @@ class Run:
             raise ValueError(
                 f"{name}, the field's output, is on {value.device}, the state is on {self._device}"
             )
-        if value.shape != shape and not (pair and value.shape == self._both):
+        if value.shape != shape and not (pair and value.shape == self._all):
             raise ValueError(
                 f"{name}, the field's output, has shape {list(value.shape)}, expected {list(shape)}"
             )
-        if pair and not self._stacked and value.shape != self._both:
+        if pair and not self._stacked and value.shape != self._all:
             warnings.warn(
                 "guidance wants a conditional and an unconditional output, one came: it is taken as it is, the guidance scale "
                 "has no effect",
@@ -215,5 +226,7 @@ class Run:
             return None
         outs = [out] if uncond is None else [out, uncond]
         point = self.buffers.point(step.row).to(self.buffers.x.dtype)
+        if self._guide is not None and is_several(out, uncond, point):
+            outs = [self._guide.guided(step.row, point, outs, keep=False)]
         _, _, d = torch.ops.pyflowcore.combine(point, None, [], outs, self._guidance, None, table, step.row)
         return d

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _core, branches, conditions
+from . import branches, conditions
 from .field import Field, as_field
-from .guidance import CFG, Scale
+from .guidance import CFG
+from .guide import guide_for
 from .initial import count_of, initial_state, seeds_once
 from .plans import Plan
 from .run import Run, Trajectory, denoise_table, version_of
+from .scales import Scale
 
 __all__ = ["Sampler"]
 
@@ -25,7 +27,7 @@ class Sampler:
 
     Args:
         plan: from ``pfc.plan(...)``.
-        guidance: ``pfc.CFG(...)``, or None.
+        guidance: ``pfc.CFG(...)``, ``pfc.CFGZero(...)``, ``pfc.APG(...)``, ``pfc.Autoguidance(...)``, or None.
         branches: "batch" evaluates the conditional and the unconditional branch as one doubled batch, "calls" one after the
             other. Conditions that do not fit into one batch are evaluated by two calls, with a warning.
     """
@@ -79,7 +81,7 @@ class Sampler:
         x0: Tensor | None = None,
         seeds: Iterable[int] | Tensor | None = None,
         batch: int | None = None,
-        cond: dict[str, Any] | None = None,
+        cond: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
         uncond: dict[str, Any] | None = None,
         shared: dict[str, Any] | None = None,
         guidance_scale: Scale | None = None,
@@ -100,7 +102,8 @@ class Sampler:
                 generator, so ``torch.manual_seed`` works.
             batch: the number of samples where neither x0, seeds nor cond say it.
             cond, uncond: keyword arguments of the field for its two branches: tensors with a batch dimension, other objects,
-                nested dicts and lists of them. uncond's tensors may be given once for all samples.
+                nested dicts and lists of them. uncond's tensors may be given once for all samples. A list of dicts as cond
+                is several conditions; ``pfc.CFG(..., weights=...)`` weighs them.
             shared: keyword arguments that both branches get as they are.
             guidance_scale: overrides the guidance's scale for this call: a number, one per sample, or a function of t.
             device: default x0's, else cond's, else the seeds', else that of the field's parameters.
@@ -120,8 +123,12 @@ class Sampler:
         """
         facts = as_field(field)
         self._check_field(facts)
-        cond, uncond, shared = _mapping(cond, "cond"), _mapping(uncond, "uncond"), _mapping(shared, "shared")
-        guided = branches.guided(self.guidance, cond, uncond)
+        several = branches.conditions_of(cond)
+        cond, uncond, shared = several[0], _mapping(uncond, "uncond"), _mapping(shared, "shared")
+        guided = branches.guided(self.guidance, several, uncond)
+        weak = self.guidance.weak if guided and self.guidance is not None else None
+        if weak is not None:
+            self._check_field(weak, "weak: ")
         seeds_have_device = isinstance(seeds, Tensor)
         seeds = seeds_once(seeds)
         if both := sorted(set(cond) & set(shared)):
@@ -134,43 +141,51 @@ class Sampler:
             device = facts.device()
         count = len(x0) if isinstance(x0, Tensor) and x0.dim() else None
         doubled, split = branches.batches(
-            self.branches, cond, uncond, guided, count if count is not None else count_of(seeds, batch)
+            self.branches,
+            several,
+            uncond,
+            guided,
+            count if count is not None else count_of(seeds, batch),
+            weak,
         )
         run = self._start(
             facts, x0=x0, shape=shape, seeds=seeds, batch=batch, guided=guided, guidance_scale=guidance_scale,
             device=device, dtype=dtype, enable_grad=enable_grad, stacked=doubled is not None,
-            keep_points=callback is not None,
+            keep_points=callback is not None, several=len(several),
         )  # fmt: skip
-        evaluate = branches.evaluator(facts, doubled, cond, split, shared)
+        other = facts if weak is None else weak
+        times = None if weak is None else self._times(weak, run.buffers.x, [1] * len(self.plan.facts), False)
+        evaluate = branches.evaluator(facts, doubled, several, split, shared, other, times)
         with torch.set_grad_enabled(enable_grad):
             return self._drive(run, facts, evaluate, callback, progress, return_trajectory)
 
     # ------------------------------------------------------------------------------------------------------ parts
-    def _check_field(self, field: Field) -> None:
+    def _check_field(self, field: Field, whose: str = "") -> None:
         if field.prediction != self.plan.prediction:
             raise ValueError(
-                f"prediction: the plan is for {self.plan.prediction!r}, the field predicts {field.prediction!r}"
+                f"{whose}prediction: the plan is for {self.plan.prediction!r}, the field predicts {field.prediction!r}"
             )
         if field.path != self.plan.path:
-            raise ValueError(f"path: the plan is for {self.plan.path}, the field was trained on {field.path}")
+            raise ValueError(
+                f"{whose}path: the plan is for {self.plan.path}, the field was trained on {field.path}"
+            )
 
     def _start(
         self, field: Field, *, x0: Tensor | None, shape: Sequence[int] | None, seeds: Tensor | None,
         batch: int | None, guided: bool, guidance_scale: Scale | None, device: torch.device | str | None,
         dtype: torch.dtype | None, enable_grad: bool, stacked: bool, keep_points: bool = False,
+        several: int | None = None,
     ) -> Run:  # fmt: skip
         state, keys = initial_state(self.plan, x0, shape, seeds, batch, device, dtype, enable_grad)
         counts, guidance = branches.scales_of(
-            self.plan, self.guidance, state, guided, guidance_scale, enable_grad
+            self.plan, self.guidance, state, guided, guidance_scale, enable_grad, several
         )
-        table = self.plan.table
-        if field.sign == -1:
-            table = table.clone()
-            table[:, _core.record["q"]] *= -1.0
+        table = branches.table_of(self.plan, field.sign, counts)
+        guide = guide_for(self.plan, self.guidance, field.sign, counts, guidance, state)
         times = self._times(field, state, counts, stacked)
         return Run(
             self.plan, table, state, branches=counts, stacked=stacked, times=times, dtype=field.dtype or state.dtype,
-            guidance=guidance, seeds=keys, differentiable=enable_grad, keep_points=keep_points,
+            guidance=guidance, seeds=keys, differentiable=enable_grad, keep_points=keep_points, guide=guide,
         )  # fmt: skip
 
     def _times(self, field: Field, state: Tensor, counts: list[int], stacked: bool) -> list[Tensor]:
@@ -184,7 +199,7 @@ class Sampler:
         lines = mapped[:, None].expand(-1, most * batch).unbind()
         if not stacked or min(counts) == most:
             return list(lines)
-        return [line[: count * batch] for line, count in zip(lines, counts, strict=True)]
+        return [line[: max(count, 1) * batch] for line, count in zip(lines, counts, strict=True)]
 
     def _drive(
         self, run: Run, field: Field, evaluate: Callable[..., tuple[Tensor, Tensor | None]], callback: Callback | None,

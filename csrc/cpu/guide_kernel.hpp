@@ -1,0 +1,116 @@
+// guide on the CPU: inner products of a sample's branches, chunk by chunk, and its weights from them. core/guide.hpp says in
+// which order; widened to float64, a chunk stays in the first-level cache while its products are taken.
+#pragma once
+
+#include "../core/guide.hpp"
+#include "vec.hpp"
+
+namespace pfc::cpu {
+namespace {
+
+// count elements from element i on, as float64 by way of S.
+template <class S>
+PFC_INLINE void widen(const void* base, DType dtype, int64_t i, int count, double* to) {
+  using W = Wide<S>;
+  using Doubles = typename NativeOf<double, W::kLanes>::type;
+  int k = 0;
+  for (; k + W::kLanes <= count; k += W::kLanes) {
+    const Doubles wide = __builtin_convertvector(load_native<S>(base, dtype, i + k), Doubles);
+    __builtin_memcpy(to + k, &wide, sizeof(wide));
+  }
+  for (; k < count; ++k) to[k] = static_cast<double>(load_one<S>(base, dtype, i + k));
+}
+
+// The sum of a, or of a b, over a chunk's steps of kGuideLanes elements, zeros after the last. Lanes that hold nothing but
+// zeros are left out, which changes no bit.
+template <bool kProduct>
+PFC_INLINE double chunk_sum(const double* a, const double* b, int steps, int lanes) {
+  using W = Wide<double>;
+  alignas(64) double lane[kGuideLanes];
+  for (int l = 0; l < lanes; l += W::kSize) {
+    W sum;
+    for (int step = 0; step < steps; ++step) {
+      const int at = step * kGuideLanes + l;
+      for (int u = 0; u < W::kUnroll; ++u) {
+        auto value = load_bytes<typename W::Native>(a + at + u * W::kLanes);
+        if constexpr (kProduct) value = value * load_bytes<typename W::Native>(b + at + u * W::kLanes);
+        sum.part[u] = sum.part[u] + value;
+      }
+    }
+    for (int u = 0; u < W::kUnroll; ++u) store_bytes(lane + l + u * W::kLanes, sum.part[u], false);
+  }
+  int groups = lanes / 4;
+  for (int g = 0; g < groups; ++g) lane[g] = (lane[4 * g] + lane[4 * g + 2]) + (lane[4 * g + 1] + lane[4 * g + 3]);
+  for (groups /= 2; groups > 0; groups /= 2)
+    for (int g = 0; g < groups; ++g) lane[g] = lane[g] + lane[g + groups];
+  return lane[0];
+}
+
+template <class S>
+inline void guide_chunk(const GuideArgs& args, int64_t chunk) {
+  alignas(64) double vector[kMaxGuideVectors][kGuideChunk];
+  const int64_t chunks = guide_chunks(args.sample);
+  const int64_t sample = chunk / chunks;
+  const int64_t first = (chunk - sample * chunks) * kGuideChunk;
+  const int64_t begin = sample * args.sample + first;
+  const int count = static_cast<int>(args.sample - first < kGuideChunk ? args.sample - first : kGuideChunk);
+  const int conditions = args.branches - 1, vectors = guide_vectors(args);
+
+  widen<S>(args.branch[conditions], args.out_dtype, begin, count, vector[0]);
+  for (int j = 0; j < conditions; ++j) {
+    double* d = vector[j + 1];
+    widen<S>(args.branch[j], args.out_dtype, begin, count, d);
+    if (args.momentum == nullptr) {
+      for (int k = 0; k < count; ++k) d[k] = d[k] - vector[0][k];
+      continue;
+    }
+    S* m = static_cast<S*>(args.momentum) + begin;
+    for (int k = 0; k < count; ++k) {
+      const double c = d[k];
+      m[k] = static_cast<S>(guide_momentum(args.rule, c - vector[0][k], static_cast<double>(m[k])));
+      d[k] = static_cast<double>(m[k]);
+      vector[0][k] = c;
+    }
+  }
+  if (args.point != nullptr) widen<S>(args.point, args.state_dtype, begin, count, vector[vectors - 1]);
+
+  const int steps = (count + kGuideLanes - 1) / kGuideLanes;
+  for (int i = 0; i < vectors; ++i)
+    for (int k = count; k < steps * kGuideLanes; ++k) vector[i][k] = 0.0;
+  int lanes = 4;
+  while (lanes < count && lanes < kGuideLanes) lanes *= 2;
+  double* sum = args.partial + chunk * guide_sums(vectors);
+  for (int i = 0; i < vectors; ++i) *sum++ = chunk_sum<false>(vector[i], nullptr, steps, lanes);
+  for (int i = 0; i < vectors; ++i)
+    for (int j = i; j < vectors; ++j) *sum++ = chunk_sum<true>(vector[i], vector[j], steps, lanes);
+}
+
+// Chunks begin .. end of the batch.
+inline void guide_partial(const GuideArgs& args, int64_t begin, int64_t end) {
+  for (int64_t chunk = begin; chunk < end; ++chunk)
+    args.state_dtype == DType::kFloat64 ? guide_chunk<double>(args, chunk) : guide_chunk<float>(args, chunk);
+}
+
+// Samples begin .. end, when all chunks are done.
+inline void guide_finish(const GuideArgs& args, int64_t begin, int64_t end) {
+  const int64_t chunks = guide_chunks(args.sample);
+  const int count = guide_sums(guide_vectors(args));
+  for (int64_t sample = begin; sample < end; ++sample) {
+    const double* partial = args.partial + sample * chunks * count;
+    double sums[kMaxGuideSums];
+    double work[kMaxGuideVectors + 1];
+    for (int s = 0; s < count; ++s) {
+      double stripe[kGuideStripes] = {};
+      for (int64_t c = 0; c < chunks; ++c)
+        stripe[c % kGuideStripes] = stripe[c % kGuideStripes] + partial[c * count + s];
+      sums[s] = guide_tree<kGuideStripes>([&stripe](int i) { return stripe[i]; });
+    }
+    if (args.state_dtype == DType::kFloat64)
+      guide_sample<double>(args, sample, sums, work);
+    else
+      guide_sample<float>(args, sample, sums, work);
+  }
+}
+
+}  // namespace
+}  // namespace pfc::cpu
