@@ -19,12 +19,6 @@
 #include "arguments.hpp"
 #include "exact_math.hpp"
 
-#if defined(__CUDA_ARCH__)
-#define PFC_TREE_UNROLL _Pragma("unroll")
-#else
-#define PFC_TREE_UNROLL
-#endif
-
 namespace pfc {
 
 inline constexpr int kGuideChunk = 1024, kGuideLanes = 128;  // elements of a chunk; sums of a chunk
@@ -72,18 +66,16 @@ PFC_HD int64_t guide_chunks(int64_t sample) { return (sample + kGuideChunk - 1) 
 // m <- q d + beta m.
 PFC_HD double guide_momentum(const GuideRule& rule, double d, double m) { return rule.q * d + rule.beta * m; }
 
-// value(0) + ... + value(N - 1): each half added to the other, until one is left. N a power of two.
-template <int N, class Value>
-PFC_HD double guide_tree(const Value& value) {
-  double t[N / 2];
-  PFC_TREE_UNROLL
-  for (int i = 0; i < N / 2; ++i) t[i] = value(i) + value(i + N / 2);
-  PFC_TREE_UNROLL
-  for (int half = N / 4; half > 0; half /= 2) {
-    PFC_TREE_UNROLL
-    for (int i = 0; i < half; ++i) t[i] = t[i] + t[i + half];
+// value(0) + ... + value(N - 1): each half added to the other, until one is left. N a power of two. Written as what the last
+// addition needs, so that a GPU has no array to index.
+template <int N, int kDistance = 1, class Value>
+PFC_HD double guide_tree(const Value& value, int i = 0) {
+  if constexpr (kDistance == N) {
+    return value(i);
+  } else {
+    const double low = guide_tree<N, 2 * kDistance>(value, i);
+    return low + guide_tree<N, 2 * kDistance>(value, i + kDistance);
   }
-  return t[0];
 }
 
 // From the sums of one sample to its weights.
@@ -186,8 +178,7 @@ PFC_HD void guide_sample(const GuideArgs& args, int64_t sample, const double* su
       sums, guide_vectors(args), args.branches - 1, args.momentum != nullptr, point, static_cast<double>(args.sample)};
   const S* scale = static_cast<const S*>(args.scale) + sample * args.scale_sample_stride;
   const int64_t stride = args.scale_branch_stride;
-  weights.solve(
-      args.rule, [scale, stride](int j) { return static_cast<double>(scale[j * stride]); }, work);
+  weights.solve(args.rule, [scale, stride](int j) { return static_cast<double>(scale[j * stride]); }, work);
   S* mix = static_cast<S*>(args.mix);
   const int rows = args.branches + (point ? 1 : 0);
   PFC_NO_UNROLL

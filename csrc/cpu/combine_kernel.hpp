@@ -16,7 +16,7 @@ struct Streams {
   int64_t numel;
   S in_scale;
   S scale[kMaxBranches + 1];  // guidance scales, or weights, of the segment at hand
-  const float* noise;     // [draws][kChunk], of the chunk that begins at chunk_begin
+  const float* noise;         // [draws][kChunk], of the chunk that begins at chunk_begin
   int64_t chunk_begin;
 };
 

@@ -12,5 +12,5 @@
 namespace pfc::cpu {
 extern const Kernels PFC_JOIN(kKernels_, PFC_ISA);
 const Kernels PFC_JOIN(kKernels_, PFC_ISA){PFC_STRING(PFC_ISA), &combine,      &normals,
-                                                 &guide_partial,      &guide_finish, &interpolate};
+                                           &guide_partial,      &guide_finish, &interpolate};
 }  // namespace pfc::cpu

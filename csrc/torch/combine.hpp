@@ -99,8 +99,8 @@ inline void set_guidance(CombineCall& call, const Tensor& x, const OptionalTenso
   const int64_t last = g.dim() > 0 ? g.size(g.dim() - 1) : 0;
   PFC_CHECK((g.dim() == 2 || per_branch) && g.size(0) == rows && (last == 1 || last == args.batch) &&
                 (!per_branch || g.size(1) == args.branches - 1),
-            "guidance must have shape [", rows, ", 1 or ", args.batch, "] or [", rows, ", ",
-            args.branches - 1, ", 1 or ", args.batch, "], got ", shape_of(g));
+            "guidance must have shape [", rows, ", 1 or ", args.batch, "] or [", rows, ", ", args.branches - 1,
+            ", 1 or ", args.batch, "], got ", shape_of(g));
   const int64_t width = per_branch ? g.size(1) * last : last;
   args.scale = static_cast<const char*>(call.hold(g)) + row * width * static_cast<int64_t>(g.element_size());
   args.scale_branch_stride = per_branch ? last : 0;
@@ -118,6 +118,7 @@ inline void check_like_state(const Tensor& tensor, const Tensor& x, const char* 
 // mix [branches (+ 1 with the point), B], and the momentum that takes the first difference's place: core/guide.hpp.
 inline void set_mix(CombineCall& call, const Tensor& x, const Tensor& mix, const OptionalTensor& momentum) {
   CombineArgs& args = call.args;
+  if (args.batch == 0) return;
   PFC_CHECK(args.branches >= 2, "mix: weights are for two branches or more, got ", args.branches);
   Place(x).check(mix, "mix");
   const int64_t rows = mix.dim() == 2 ? mix.size(0) : 0;
@@ -201,9 +202,9 @@ inline CombineCall prepare_combine_(Tensor& x, const OptionalTensor& y, Optional
   return call;
 }
 
-inline CombineCall prepare_combine_mixed_(Tensor& x, const OptionalTensor& y, OptionalTensor& y_out, OptionalTensor& inp,
-                                          OptionalTensor& slots, const Tensor& out, const OptionalTensor& out2,
-                                          const Tensor& mix, const OptionalTensor& momentum,
+inline CombineCall prepare_combine_mixed_(Tensor& x, const OptionalTensor& y, OptionalTensor& y_out,
+                                          OptionalTensor& inp, OptionalTensor& slots, const Tensor& out,
+                                          const OptionalTensor& out2, const Tensor& mix, const OptionalTensor& momentum,
                                           const OptionalTensor& seeds, const Tensor& table, int64_t row) {
   CombineCall call = prepare_row_(x, y, y_out, inp, slots, out, out2, seeds, table, row);
   set_mix(call, x, mix, momentum);

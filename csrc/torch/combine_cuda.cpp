@@ -20,8 +20,8 @@ void combine_(Tensor x, OptionalTensor y, OptionalTensor y_out, OptionalTensor i
   run(call.args, device, "combine_");
 }
 
-void combine_mixed_(Tensor x, OptionalTensor y, OptionalTensor y_out, OptionalTensor inp, OptionalTensor slots, Tensor out,
-                    OptionalTensor out2, Tensor mix, OptionalTensor m, OptionalTensor seeds, Tensor table,
+void combine_mixed_(Tensor x, OptionalTensor y, OptionalTensor y_out, OptionalTensor inp, OptionalTensor slots,
+                    Tensor out, OptionalTensor out2, Tensor mix, OptionalTensor m, OptionalTensor seeds, Tensor table,
                     int64_t row) {
   const OnDevice device(x, "x");
   const CombineCall call = prepare_combine_mixed_(x, y, y_out, inp, slots, out, out2, mix, m, seeds, table, row);

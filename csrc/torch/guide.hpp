@@ -39,6 +39,7 @@ inline GuideCall prepare_guide(const Tensor& x, const OptionalTensor& y, Optiona
   std::vector<Tensor> outs{out};
   if (out2) outs.push_back(*out2);
   add_branches(call.held, x, outs);
+  if (args.batch * args.sample == 0) return call;  // nothing to weigh
   PFC_CHECK(shared.branches >= 2, "out: guidance needs two branches or more, got ", shared.branches);
   set_guidance(call.held, x, guidance, rules.size(0), row);
   args.branches = shared.branches;

@@ -75,8 +75,8 @@ class _Products:
         return self(0, i) if self.momentum else self(0, i) + self(1, i)
 
     def variance(self, e: Callable[[int], Tensor]) -> tuple[Tensor, Tensor]:
-        count = float(self.vectors[0].shape[1])
         total = size = torch.zeros_like(self(0, 0))
+        count = torch.full_like(total, self.vectors[0].shape[1])
         for i in range(len(self.vectors)):
             for j in range(len(self.vectors)):
                 ee, square = e(i) * e(j), self(i, j)
@@ -88,13 +88,24 @@ class _Products:
 def _root(square: Tensor) -> Tensor:
     """The square root, 0 with gradient 0 where there is none."""
     positive = square > 0
-    return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
+    square = torch.where(positive, square, 1.0)
+    root = square.sqrt()
+    # torch's own is not always correctly rounded on a CPU. One Newton step with the exact residual square - root^2 (Dekker
+    # 1971) is; where the split overflows, there is none.
+    with torch.no_grad():
+        large = 134217729.0 * root
+        high = large - (large - root)
+        low = root - high
+        whole = root * root
+        rest = (square - whole) - (((high * high - whole) + 2.0 * high * low) + low * low)
+        step = torch.nan_to_num(rest / (2.0 * root), 0.0, 0.0, 0.0)
+    return torch.where(positive, root + step, 0.0)
 
 
-def _over(a: Tensor | float, b: Tensor, otherwise: float = 0.0) -> Tensor:
-    """a / b where b > 0; no NaN reaches a gradient."""
+def _over(a: Tensor, b: Tensor) -> Tensor:
+    """a / b where b > 0, else 0; no NaN reaches a gradient. Tensors both: torch may take the reciprocal of a number."""
     positive = b > 0
-    return torch.where(positive, a / torch.where(positive, b, 1.0), otherwise)
+    return torch.where(positive, a / torch.where(positive, b, 1.0), 0.0)
 
 
 def weights(
@@ -126,9 +137,9 @@ def weights(
             if not momentum:
                 square = q * q * (square + left * (2.0 * of(j, 0) + left * of(0, 0)))
             length = _root(square)
-            h = torch.where(length > norm, h * _over(norm, length), h)
+            h = torch.where(length > norm, h * _over(torch.full_like(length, norm), length), h)
         if momentum:
-            h = h / q
+            h = h / torch.full_like(h, q)
         if eta != 1.0:
             along = q * of.with_c(j) if momentum else q * (of.with_c(j) + left * of.with_c(0))
             if point:
