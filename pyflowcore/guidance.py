@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from .scales import Scale, as_scale, check_number, is_all
 __all__ = ["APG", "CFG", "Autoguidance", "CFGZero"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CFG:
     """u + w (c - u) (Ho & Salimans 2022), inside an interval of times (Kynkaanniemi et al. 2024).
 
@@ -74,6 +74,10 @@ class CFG:
                 "momentum: CFG-Zero* scales u by a number that is known only when the difference has been added to the "
                 "momentum; use one of the two"
             )
+
+    def __repr__(self) -> str:
+        said = [f"{f.name}={v!r}" for f in fields(self)[1:] if (v := getattr(self, f.name)) != f.default]
+        return f"CFG({', '.join([repr(self.scale), *said])})"
 
     def against(self, weak: Field) -> CFG:
         """u from a second, weaker field (Karras et al. 2024): see :func:`Autoguidance`."""

@@ -41,6 +41,11 @@ class Guide:
         size = _plain_guide.scratch_size(batch, sample, branches, self.uses_point)
         self._scratch = state.new_empty(size, dtype=torch.float64)
 
+    def reset(self) -> None:
+        """Forgets the momentum, in place: what a replayed trajectory begins with."""
+        if self.m is not None:
+            self.m.zero_()
+
     def weigh(self, row: int, x: Tensor, y: Tensor | None, out: Tensor, out2: Tensor | None) -> Tensor:
         """The row's weights, valid until the next row's; moves the momentum on."""
         mix = self._mix[self._points[row]]

@@ -157,6 +157,33 @@ def test_several_conditions_without_anything_else():
     assert set(counts) == {3} and torch.equal(alone, sample(None))
 
 
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_several_conditions_in_the_callers_loop(rescaled):
+    """The weights say how many there are; conditional outputs come stacked, with u beside them or below."""
+    guided = pfc.CFG(2.0, (0.1, 0.9), weights=(1.5, 0.5)).rescaled(0.5 if rescaled else 0.0)
+    wanted = sample(guided, cond=[{"y": Y}, {"y": -Y}])
+    for stacked in (False, True):
+        run = pfc.Sampler(PLAN, guided).start(shape=SAMPLE, seeds=range(3), dtype=torch.float64)
+        for step in run:
+            assert step.branches in (1, 3)
+            outs = [field(step.x, step.time, y) for y in (Y, -Y)[: max(step.branches - 1, 1)]]
+            u = field(step.x, step.time, NULL)
+            if step.branches == 3:
+                with pytest.raises(ValueError, match=r"out.*\[3, 3, 5\].*\[6, 3, 5\]"):
+                    run.step(outs[0], u)
+            if stacked and step.branches == 3:
+                run.step(torch.cat([*outs, u]))
+            else:
+                run.step(torch.cat(outs), u)
+        assert torch.equal(run.x, wanted)
+
+
+def test_a_guidance_prints_what_it_was_given():
+    assert repr(pfc.CFG(4.0)) == "CFG(4.0)"
+    said = repr(pfc.APG(7.5, (0.1, 0.9), norm=15.0).rescaled(0.5))
+    assert said == "CFG(7.5, interval=(0.1, 0.9), eta=0.0, norm=15.0, phi=0.5)"
+
+
 def test_autoguidance():
     """u from a second field: its own times, dtype, sign and condition."""
     seen = []

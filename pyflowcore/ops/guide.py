@@ -53,7 +53,7 @@ def guide_(
         y: the point at which the field was evaluated, if it is not x.
         m: the momentum [B, ...], the state's dtype, contiguous; becomes q (c_1 - u) + beta m. For two branches.
         mix: [J, B], or [J + 1, B] where eta is not 1 and p not 0; receives the weights. Default: a new tensor.
-        scratch: float64, at least ``scratch_size(...)`` elements. Default: a new tensor.
+        scratch: float64, at least ``scratch_size(...)`` elements. Default: a new tensor. A compiled function gives both.
 
     Returns:
         mix, for :func:`combine_mixed_`.
@@ -67,14 +67,14 @@ def guide_(
         raise ValueError(f"rules must be float64 [rows, {len(RULE)}], got {rules.dtype} {list(rules.shape)}")
     if not 0 <= row < rules.shape[0]:
         raise ValueError(f"row is {row}, rules has {rules.shape[0]}")
-    batch = x.shape[0]
-    branches = (out.shape[0] // batch if batch else 2) + (out2 is not None)
-    point = _plain_guide.uses_point(rules[row].tolist())
-    if mix is None:
-        mix = x.new_zeros((branches + point, batch))
-    if scratch is None:
-        size = scratch_size(batch, x[0].numel() if batch else 0, branches, point)
-        scratch = x.new_empty(size, dtype=torch.float64)
+    if mix is None or scratch is None:
+        batch = x.shape[0]
+        branches = (out.shape[0] // batch if batch else 2) + (out2 is not None)
+        point = _plain_guide.uses_point(rules[row].tolist())
+        mix = x.new_zeros((branches + point, batch)) if mix is None else mix
+        if scratch is None:
+            size = scratch_size(batch, x[0].numel() if batch else 0, branches, point)
+            scratch = x.new_empty(size, dtype=torch.float64)
     torch.ops.pyflowcore.guide_(x, y, m, mix, scratch, out, out2, guidance, rules, row)
     mark_written(m, mix, scratch)
     return mix
