@@ -148,7 +148,7 @@ inline void combine_float(const CombineArgs& args, int64_t begin, int64_t end) {
 
 inline void combine(const CombineArgs& args, int64_t begin, int64_t end) {
   if (args.state_dtype == DType::kFloat64) return combine_range<double, 0, -1>(args, begin, end);
-  if (args.mixed) return combine_range<float, 0, -1>(args, begin, end);
+  if (args.mixed) return combine_float<0>(args, begin, end);
   if (args.branches == 1) return combine_float<1>(args, begin, end);
   if (args.branches == 2) return combine_float<2>(args, begin, end);
   return combine_range<float, 0, -1>(args, begin, end);

@@ -21,8 +21,24 @@ PFC_INLINE void widen(const void* base, DType dtype, int64_t i, int count, doubl
   for (; k < count; ++k) to[k] = static_cast<double>(load_one<S>(base, dtype, i + k));
 }
 
-// The sum of a, or of a b, over a chunk's steps of kGuideLanes elements, zeros after the last. Lanes that hold nothing but
-// zeros are left out, which changes no bit.
+// The sum of a chunk from those of its lanes. Lanes that hold nothing but zeros are left out, which changes no bit.
+PFC_INLINE double lane_sum(const double* lane, int lanes) {
+  alignas(64) double group[kGuideGroups];
+  if (lanes == kGuideLanes) {  // a known count is vectorised
+    for (int g = 0; g < kGuideGroups; ++g)
+      group[g] = (lane[4 * g] + lane[4 * g + 2]) + (lane[4 * g + 1] + lane[4 * g + 3]);
+    for (int g = 0; g < 16; ++g) group[g] = group[g] + group[g + 16];
+    for (int g = 0; g < 8; ++g) group[g] = group[g] + group[g + 8];
+    return guide_tree<8>([&group](int i) { return group[i]; });
+  }
+  int groups = lanes / 4;
+  for (int g = 0; g < groups; ++g) group[g] = (lane[4 * g] + lane[4 * g + 2]) + (lane[4 * g + 1] + lane[4 * g + 3]);
+  for (groups /= 2; groups > 0; groups /= 2)
+    for (int g = 0; g < groups; ++g) group[g] = group[g] + group[g + groups];
+  return group[0];
+}
+
+// The sum of a, or of a b, over a chunk's steps of kGuideLanes elements, zeros after the last.
 template <bool kProduct>
 PFC_INLINE double chunk_sum(const double* a, const double* b, int steps, int lanes) {
   using W = Wide<double>;
@@ -39,23 +55,63 @@ PFC_INLINE double chunk_sum(const double* a, const double* b, int steps, int lan
     }
     for (int u = 0; u < W::kUnroll; ++u) store_bytes(lane + l + u * W::kLanes, sum.part[u], false);
   }
-  int groups = lanes / 4;
-  for (int g = 0; g < groups; ++g) lane[g] = (lane[4 * g] + lane[4 * g + 2]) + (lane[4 * g + 1] + lane[4 * g + 3]);
-  for (groups /= 2; groups > 0; groups /= 2)
-    for (int g = 0; g < groups; ++g) lane[g] = lane[g] + lane[g + groups];
-  return lane[0];
+  return lane_sum(lane, lanes);
+}
+
+// A native vector of float64 from memory of type T.
+template <class T>
+PFC_INLINE Wide<double>::Native doubles(const void* base, int64_t i) {
+  using From = typename NativeOf<T, Wide<double>::kLanes>::type;
+  return __builtin_convertvector(load_bytes<From>(static_cast<const T*>(base) + i), Wide<double>::Native);
+}
+
+// The usual case, a whole chunk of two branches of the state's type: all sums in one pass, in registers.
+template <class S, int kVectors>
+PFC_INLINE void whole_chunk(const GuideArgs& args, int64_t begin, double* sum) {
+  using V = Wide<double>::Native;
+  constexpr int kStep = Wide<double>::kLanes;
+  constexpr int kSums = guide_sums(kVectors);
+  alignas(64) double lane[kSums][kGuideLanes];
+  S* momentum = static_cast<S*>(args.momentum);
+  const double q = args.rule.q, beta = args.rule.beta;
+  for (int l = 0; l < kGuideLanes; l += kStep) {
+    V total[kSums] = {};
+    for (int step = 0; step < kGuideChunk / kGuideLanes; ++step) {
+      const int64_t at = begin + step * kGuideLanes + l;
+      const V c = doubles<S>(args.branch[0], at);
+      V vector[kVectors];
+      vector[0] = doubles<S>(args.branch[1], at);
+      vector[1] = c - vector[0];
+      if (momentum != nullptr) {
+        const V moved = q * vector[1] + beta * doubles<S>(momentum, at);
+        store_bytes(momentum + at, __builtin_convertvector(moved, typename NativeOf<S, kStep>::type), false);
+        vector[0] = c;
+        vector[1] = doubles<S>(momentum, at);
+      }
+      if constexpr (kVectors > 2) vector[2] = doubles<S>(args.point, at);
+      int s = 0;
+      for (int a = 0; a < kVectors; ++a, ++s) total[s] = total[s] + vector[a];
+      for (int a = 0; a < kVectors; ++a)
+        for (int b = a; b < kVectors; ++b, ++s) total[s] = total[s] + vector[a] * vector[b];
+    }
+    for (int s = 0; s < kSums; ++s) store_bytes(lane[s] + l, total[s], false);
+  }
+  for (int s = 0; s < kSums; ++s) sum[s] = lane_sum(lane[s], kGuideLanes);
 }
 
 template <class S>
 inline void guide_chunk(const GuideArgs& args, int64_t chunk) {
-  alignas(64) double vector[kMaxGuideVectors][kGuideChunk];
   const int64_t chunks = guide_chunks(args.sample);
   const int64_t sample = chunk / chunks;
   const int64_t first = (chunk - sample * chunks) * kGuideChunk;
   const int64_t begin = sample * args.sample + first;
   const int count = static_cast<int>(args.sample - first < kGuideChunk ? args.sample - first : kGuideChunk);
   const int conditions = args.branches - 1, vectors = guide_vectors(args);
+  double* sum = args.partial + chunk * guide_sums(vectors);
+  if (count == kGuideChunk && conditions == 1 && args.out_dtype == args.state_dtype)
+    return vectors == 2 ? whole_chunk<S, 2>(args, begin, sum) : whole_chunk<S, 3>(args, begin, sum);
 
+  alignas(64) double vector[kMaxGuideVectors][kGuideChunk];
   widen<S>(args.branch[conditions], args.out_dtype, begin, count, vector[0]);
   for (int j = 0; j < conditions; ++j) {
     double* d = vector[j + 1];
@@ -79,7 +135,6 @@ inline void guide_chunk(const GuideArgs& args, int64_t chunk) {
     for (int k = count; k < steps * kGuideLanes; ++k) vector[i][k] = 0.0;
   int lanes = 4;
   while (lanes < count && lanes < kGuideLanes) lanes *= 2;
-  double* sum = args.partial + chunk * guide_sums(vectors);
   for (int i = 0; i < vectors; ++i) *sum++ = chunk_sum<false>(vector[i], nullptr, steps, lanes);
   for (int i = 0; i < vectors; ++i)
     for (int j = i; j < vectors; ++j) *sum++ = chunk_sum<true>(vector[i], vector[j], steps, lanes);
