@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyflowcore as pfc
 from reference import executor, guidance
@@ -176,6 +177,43 @@ def test_several_conditions_in_the_callers_loop(rescaled):
             else:
                 run.step(torch.cat(outs), u)
         assert torch.equal(run.x, wanted)
+
+
+@pytest.mark.parametrize("name", GUIDANCES)
+def test_a_step_does_nothing_but_its_two_kernels(name):
+    """Nothing is allocated, copied or looked at: outputs that exist already reach the operators, and no other is called."""
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    seen = []
+    run = pfc.Sampler(PLAN, GUIDANCES[name][0]).start(shape=SAMPLE, seeds=range(3))
+    outs = torch.randn(2, 3, *SAMPLE).unbind()
+    with Calls():
+        for _ in run:
+            run.step(outs[0], outs[1])
+    guided = seen.count("pyflowcore::guide_")
+    assert guided > 3
+    assert seen.count("pyflowcore::combine_mixed_") == guided
+    assert seen.count("pyflowcore::combine_") == PLAN.nfe - guided
+    assert set(seen) - {"pyflowcore::combine_"} == {"pyflowcore::guide_", "pyflowcore::combine_mixed_"}
+
+
+def test_a_weight_for_one_condition_multiplies_the_scale():
+    assert torch.equal(sample(pfc.CFG(1.5, weights=(2.0,))), sample(pfc.CFG(3.0)))
+    rescaled = sample(pfc.CFG(1.5, weights=(2.0,)).rescaled(0.5))
+    assert torch.equal(rescaled, sample(pfc.CFG(3.0).rescaled(0.5)))
+
+
+def test_callbacks_see_the_steps_of_zero_velocity():
+    seen = []
+    guided = pfc.CFGZero(3.0, zero_until=0.3)
+    found = sample(guided, plan=pfc.plan("euler", 4), callback=lambda *a: seen.append((a[0], a[1], a[4])))
+    assert [(step, nfe) for step, nfe, _ in seen] == [(0, 0), (1, 0), (2, 1), (3, 2)]
+    assert seen[1][2] is None and seen[2][2] is not None
+    assert found.shape == (3, *SAMPLE)
 
 
 def test_a_guidance_prints_what_it_was_given():

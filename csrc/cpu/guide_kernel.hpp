@@ -131,10 +131,12 @@ inline void guide_chunk(const GuideArgs& args, int64_t chunk) {
   if (args.point != nullptr) widen<S>(args.point, args.state_dtype, begin, count, vector[vectors - 1]);
 
   const int steps = (count + kGuideLanes - 1) / kGuideLanes;
-  for (int i = 0; i < vectors; ++i)
-    for (int k = count; k < steps * kGuideLanes; ++k) vector[i][k] = 0.0;
   int lanes = 4;
   while (lanes < count && lanes < kGuideLanes) lanes *= 2;
+  // As far as chunk_sum reads.
+  const int read = lanes < Wide<double>::kSize ? Wide<double>::kSize : lanes;
+  for (int i = 0; i < vectors; ++i)
+    for (int k = count; k < (steps - 1) * kGuideLanes + read; ++k) vector[i][k] = 0.0;
   for (int i = 0; i < vectors; ++i) *sum++ = chunk_sum<false>(vector[i], nullptr, steps, lanes);
   for (int i = 0; i < vectors; ++i)
     for (int j = i; j < vectors; ++j) *sum++ = chunk_sum<true>(vector[i], vector[j], steps, lanes);
@@ -150,15 +152,21 @@ inline void guide_partial(const GuideArgs& args, int64_t begin, int64_t end) {
 inline void guide_finish(const GuideArgs& args, int64_t begin, int64_t end) {
   const int64_t chunks = guide_chunks(args.sample);
   const int count = guide_sums(guide_vectors(args));
+  int width = 1;
+  while (width < chunks && width < kGuideStripes) width *= 2;
   for (int64_t sample = begin; sample < end; ++sample) {
     const double* partial = args.partial + sample * chunks * count;
     double sums[kMaxGuideSums];
     double work[kMaxGuideVectors + 1];
     for (int s = 0; s < count; ++s) {
-      double stripe[kGuideStripes] = {};
+      // Stripes without a chunk hold zero, and are left out.
+      double stripe[kGuideStripes];
+      for (int c = 0; c < width; ++c) stripe[c] = 0.0;
       for (int64_t c = 0; c < chunks; ++c)
         stripe[c % kGuideStripes] = stripe[c % kGuideStripes] + partial[c * count + s];
-      sums[s] = guide_tree<kGuideStripes>([&stripe](int i) { return stripe[i]; });
+      for (int half = width / 2; half > 0; half /= 2)
+        for (int c = 0; c < half; ++c) stripe[c] = stripe[c] + stripe[c + half];
+      sums[s] = stripe[0];
     }
     if (args.state_dtype == DType::kFloat64)
       guide_sample<double>(args, sample, sums, work);
