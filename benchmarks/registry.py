@@ -83,7 +83,7 @@ class Entry:
 ENTRIES: dict[str, Entry] = {}
 
 # The modules that hold entries, in the order in which `list` shows them. A new benchmark is one file and one name here.
-MODULES = ("ceilings", "combine", "randn", "interpolate", "dispatch", "sampler_vs_diffusers")
+MODULES = ("ceilings", "combine", "guide", "randn", "interpolate", "dispatch", "sampler_vs_diffusers")
 
 
 def benchmark(

@@ -5,7 +5,7 @@ from ._library import PyflowcoreWarning, cpu_isa, select_cpu_isa
 from .capture import CapturedRun
 from .field import Field
 from .fit import Fit, fit_plan
-from .guidance import CFG
+from .guidance import APG, CFG, Autoguidance, CFGZero
 from .info import Info, info
 from .ops import Interpolated, interpolate, randn
 from .plans import Plan, plan, solvers
@@ -14,8 +14,11 @@ from .run import Run, Step, Trajectory
 from .sampler import Sampler
 
 __all__ = [
+    "APG",
     "CFG",
     "EDM",
+    "Autoguidance",
+    "CFGZero",
     "CapturedRun",
     "Field",
     "Fit",

@@ -12,16 +12,46 @@ from torch import Tensor
 from . import conditions
 from ._library import PyflowcoreWarning
 from .field import Field
-from .guidance import CFG, Scale, as_scale, seen
+from .guidance import CFG
 from .plans import Plan
+from .scales import Scale, as_scale, seen
 
-__all__ = ["batches", "evaluator", "guided", "scales_of"]
+__all__ = ["batches", "conditions_of", "evaluator", "guided", "scales_of", "without_branch"]
+
+# The kernel's kMaxBranches, less the unconditional one.
+MOST_CONDITIONS = 7
 
 
-def guided(guidance: CFG | None, cond: dict[str, Any], uncond: dict[str, Any]) -> bool:
-    """Whether there are two branches to guide between."""
+def conditions_of(cond: Any) -> list[dict[str, Any]]:
+    """One condition as a dict, several as a list of them."""
+    if cond is None:
+        return [{}]
+    if isinstance(cond, dict):
+        return [cond]
+    if not isinstance(cond, (list, tuple)) or not cond or not all(isinstance(one, dict) for one in cond):
+        raise TypeError(
+            f"cond must be a dict of the field's keyword arguments, or a list of them, got {type(cond).__name__}"
+        )
+    if len(cond) > MOST_CONDITIONS:
+        raise ValueError(f"cond has {len(cond)} conditions, at most {MOST_CONDITIONS} are allowed")
+    return list(cond)
+
+
+def guided(guidance: CFG | None, several: list[dict[str, Any]], uncond: dict[str, Any]) -> bool:
+    """Whether there are branches to guide between."""
+    cond = several[0]
     if guidance is None:
+        if len(several) > 1:
+            raise ValueError(
+                f"cond has {len(several)} conditions, and the sampler has no guidance to weigh them"
+            )
         return False
+    for i, other in enumerate(several[1:], start=1):
+        conditions.check_keys(cond, other, "cond[0]", f"cond[{i}]")
+    if guidance.weak is not None:
+        if uncond:
+            conditions.check_keys(cond, uncond)
+        return True
     if not cond and not uncond:
         warnings.warn(
             "guidance was asked for, but neither cond nor uncond: both branches are one evaluation, so it has no effect",
@@ -38,19 +68,30 @@ def guided(guidance: CFG | None, cond: dict[str, Any], uncond: dict[str, Any]) -
 
 
 def batches(
-    how: str, cond: dict[str, Any], uncond: dict[str, Any], guided: bool, batch: int | None
+    how: str,
+    several: list[dict[str, Any]],
+    uncond: dict[str, Any],
+    guided: bool,
+    batch: int | None,
+    weak: Field | None,
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """(the doubled condition, None) or (None, the unconditional one for a call of its own)."""
+    """(the stacked conditions, None) or (None, the unconditional one for a call of its own)."""
     if not guided:
         return None, None
+    cond = several[0]
+    if weak is not None:
+        return None, uncond or cond
     filled = {key: conditions.fill(cond[key], uncond[key], f"[{key!r}]") for key in cond}
     if how == "calls" or batch is None:
         return None, filled
     try:
-        return {k: conditions.double(cond[k], filled[k], batch, f"[{k!r}]") for k in cond}, None
+        return {
+            k: conditions.stack([*(one[k] for one in several), filled[k]], batch, f"[{k!r}]") for k in cond
+        }, None
     except conditions.CannotDouble as reason:
+        number = {1: "two"}.get(len(several), str(len(several) + 1))
         warnings.warn(
-            f"the two branches are evaluated by two calls, not as one doubled batch: {reason}; Sampler(..., "
+            f"the {number} branches are evaluated by {number} calls, not as one stacked batch: {reason}; Sampler(..., "
             "branches='calls') asks for that",
             PyflowcoreWarning,
             stacklevel=4,
@@ -59,9 +100,11 @@ def batches(
 
 
 def scales_of(
-    plan: Plan, guidance: CFG | None, state: Tensor, guided: bool, override: Scale | None, enable_grad: bool
-) -> tuple[list[int], Tensor | None]:
-    """For each row the number of branches, and the guidance scales [rows, 1 or B]."""
+    plan: Plan, guidance: CFG | None, state: Tensor, guided: bool, override: Scale | None, enable_grad: bool,
+    several: int | None = None,
+) -> tuple[list[int], Tensor | None]:  # fmt: skip
+    """For each row the number of branches (0 where its velocity is zero), and the guidance scales [rows, 1 or B] or, of
+    several conditions, [rows, conditions, 1 or B]. Without ``several`` the guidance's weights say how many there are."""
     rows = plan.facts
     if override is not None:
         if guidance is None:
@@ -73,10 +116,21 @@ def scales_of(
     if not guided or guidance is None:
         return [1] * len(rows), None
     with torch.set_grad_enabled(enable_grad):
+        if guidance.zero_until > 0.0 and plan.prediction != "velocity":
+            raise ValueError(
+                f"zero_until: the plan's field predicts {plan.prediction!r}; only a velocity can be taken to be zero"
+            )
+        if guidance.zero_until > 0.0 and plan.along != plan.path:
+            raise ValueError(
+                f"zero_until: the plan takes a field of the {plan.path.name} path along the {plan.along.name} path; a velocity of "
+                "zero on the one is none on the other"
+            )
+        if several is None:
+            several = 1 if guidance.weights is None else len(guidance.weights)
         branches, scales = guidance.rows(
-            [row.t if row.evaluates else None for row in rows], state.shape[0], override
+            [row.t if row.evaluates else None for row in rows], state.shape[0], override, several
         )
-        if max(branches) == 1:
+        if max(branches) < 2:
             return branches, None
         most = torch.finfo(state.dtype).max
         if isinstance(scales, Tensor):
@@ -90,40 +144,78 @@ def scales_of(
         return branches, state.new_full((len(rows), 1), scales)
 
 
+def without_branch(plan: Plan, counts: list[int]) -> tuple[int, ...]:
+    """The rows whose evaluation is not made, because the velocity is taken to be zero there."""
+    return tuple(
+        i for i, (row, n) in enumerate(zip(plan.facts, counts, strict=True)) if row.evaluates and n == 0
+    )
+
+
 def evaluator(
     field: Field,
-    doubled: dict[str, Any] | None,
-    cond: dict[str, Any],
+    stacked: dict[str, Any] | None,
+    several: list[dict[str, Any]],
     split: dict[str, Any] | None,
     shared: dict[str, Any],
+    other: Field,
+    other_times: list[Tensor] | None,
 ) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """How a step is evaluated: (the output, the unconditional one if it is a tensor of its own)."""
-    net = field.net
-    single = {**cond, **shared}
-    if doubled is not None:
-        both = {**doubled, **shared}
-        return lambda step: (net(step.x, step.time, **(both if step.branches == 2 else single)), None)
-    if split is not None:
-        null = {**split, **shared}
-        watched = not torch.compiler.is_compiling()  # its graph has no memory yet
+    """How a step is evaluated: (the output, the unconditional one if it is a tensor of its own).
 
-        def by_calls(step: Any) -> tuple[Tensor, Tensor | None]:
+    ``other`` evaluates ``split``: the field itself, or a weaker one at times of its own, row by row.
+    """
+    net = field.net
+    single = {**several[0], **shared}
+    if stacked is not None:
+        every = {**stacked, **shared}
+        return lambda step: (net(step.x, step.time, **(every if step.branches > 1 else single)), None)
+    if split is None:
+        return lambda step: (net(step.x, step.time, **single), None)
+    null = {**split, **shared}
+    watched = not torch.compiler.is_compiling()  # its graph has no memory yet
+    if other_times is None and len(several) == 1:
+
+        def by_two_calls(step: Any) -> tuple[Tensor, Tensor | None]:
             out = net(step.x, step.time, **single)
             if step.branches == 1:
                 return out, None
-            other = net(step.x, step.time, **null)
-            if (
-                watched
-                and isinstance(out, Tensor)
-                and isinstance(other, Tensor)
-                and out.numel()
-                and out.data_ptr() == other.data_ptr()
-            ):
-                raise ValueError(
-                    "the field returned the same memory for both branches, so the second overwrote the first; return new "
-                    "tensors, or use branches='batch'"
-                )
-            return out, other
+            u = net(step.x, step.time, **null)
+            if watched:
+                _check_apart(out, u)
+            return out, u
 
-        return by_calls
-    return lambda step: (net(step.x, step.time, **single), None)
+        return by_two_calls
+
+    conditional = [{**cond, **shared} for cond in several]
+
+    def by_calls(step: Any) -> tuple[Tensor, Tensor | None]:
+        if step.branches == 1:
+            return net(step.x, step.time, **single), None
+        outs = [net(step.x, step.time, **cond) for cond in conditional]
+        if other_times is None:
+            u = net(step.x, step.time, **null)
+        else:
+            x = step.x if other.dtype is None else step.x.to(other.dtype)
+            u = other.net(x, other_times[step.row], **null)
+            if isinstance(u, Tensor) and isinstance(outs[0], Tensor):
+                u = (u if other.sign == field.sign else -u).to(outs[0].dtype)
+        for i, out in enumerate(outs if watched else ()):
+            for later in (*outs[i + 1 :], u):
+                _check_apart(out, later)
+        return (outs[0] if len(outs) == 1 else torch.cat(outs)), u
+
+    return by_calls
+
+
+def _check_apart(out: object, later: object) -> None:
+    """No branch may lie where another does: the later call would have overwritten it."""
+    if (
+        isinstance(out, Tensor)
+        and isinstance(later, Tensor)
+        and out.numel()
+        and out.data_ptr() == later.data_ptr()
+    ):
+        raise ValueError(
+            "the field returned the same memory for both branches, so the second overwrote the first; return new tensors, "
+            "or use branches='batch'"
+        )

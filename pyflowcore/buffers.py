@@ -5,9 +5,12 @@ gradients are wanted. Both have the same face: ``inputs(row)``, ``advance(row, .
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor
 
+from .guide import Guide
 from .ops.combine import mark_written
 from .program import Program
 
@@ -15,6 +18,12 @@ __all__ = ["FunctionalBuffers", "InPlaceBuffers"]
 
 # Looked up once: each attribute on the way costs a tenth of the call.
 _combine_ = torch.ops.pyflowcore.combine_.default
+_combine_mixed_ = torch.ops.pyflowcore.combine_mixed_.default
+
+
+def is_several(out: Tensor | None, out2: Tensor | None, x: Tensor) -> TypeGuard[Tensor]:
+    """Whether a row has branches to guide between: it may have one alone, or none."""
+    return out is not None and (out2 is not None or out.shape[0] > x.shape[0])
 
 
 class InPlaceBuffers:
@@ -31,9 +40,11 @@ class InPlaceBuffers:
 
     def __init__(
         self, program: Program, x0: Tensor, branches: list[int], stacked: bool, dtype: torch.dtype,
-        guidance: Tensor | None, seeds: Tensor | None, keep_points: bool = False,
+        guidance: Tensor | None, seeds: Tensor | None, keep_points: bool = False, guide: Guide | None = None,
     ) -> None:  # fmt: skip
         rows = program.facts
+        self._guide = guide
+        keep_points = keep_points or (guide is not None and guide.uses_point)
         self._table, self._guidance, self._seeds = program.table, guidance, seeds
         batch, most = x0.shape[0], max(branches) if stacked else 1
         moves = any(not row.point_is_state for row in rows)
@@ -93,6 +104,8 @@ class InPlaceBuffers:
         """Puts the trajectory at its start, in the memory that it has."""
         for part in self._begins:
             part.copy_(x0)
+        if self._guide is not None:
+            self._guide.reset()
 
     def inputs(self, row: int) -> Tensor:
         """The field's input for a row: [B, ...] or stacked [J B, ...]."""
@@ -110,7 +123,26 @@ class InPlaceBuffers:
         if recorded:
             out = None if out is None else out.detach()
             out2 = None if out2 is None else out2.detach()
-        _combine_(self.x, y, y_out, inp, self.slots, out, out2, self._guidance, self._seeds, self._table, row)
+        if self._guide is not None and is_several(out, out2, self.x):
+            mix = self._guide.weigh(row, self.x, y, out, out2)
+            _combine_mixed_(
+                self.x,
+                y,
+                y_out,
+                inp,
+                self.slots,
+                out,
+                out2,
+                mix,
+                self._guide.m,
+                self._seeds,
+                self._table,
+                row,
+            )
+        else:
+            _combine_(
+                self.x, y, y_out, inp, self.slots, out, out2, self._guidance, self._seeds, self._table, row
+            )
         if recorded:
             # The caller's graph may hold the input that was just overwritten: its backward must fail, not be wrong.
             mark_written(self.x, y_out, inp, self.slots)
@@ -139,9 +171,9 @@ class FunctionalBuffers:
 
     def __init__(
         self, program: Program, x0: Tensor, branches: list[int], stacked: bool, dtype: torch.dtype,
-        guidance: Tensor | None, seeds: Tensor | None, keep_points: bool = False,
+        guidance: Tensor | None, seeds: Tensor | None, keep_points: bool = False, guide: Guide | None = None,
     ) -> None:  # fmt: skip
-        self._program, self._guidance, self._seeds = program, guidance, seeds
+        self._program, self._guide, self._guidance, self._seeds = program, guide, guidance, seeds
         self._branches, self._stacked, self._dtype = branches, stacked, dtype
         # A copy, so that a field that writes into its input cannot reach the caller's x0.
         self.x, self._y, self._scale = x0.clone(), None, 1.0
@@ -160,6 +192,8 @@ class FunctionalBuffers:
     def advance(self, row: int, out: Tensor | None, out2: Tensor | None) -> None:
         now = self._program.facts[row]
         outs = [value for value in (out, out2) if value is not None]
+        if self._guide is not None and is_several(out, out2, self.x):
+            outs = [self._guide.guided(row, self.point(row), outs, keep=True)]
         x, y, d = torch.ops.pyflowcore.combine(
             self.x, self._y, self._slots, outs, self._guidance, self._seeds, self._program.table, row
         )

@@ -13,8 +13,8 @@ from torch import Tensor
 from . import branches, conditions
 from ._library import PyflowcoreWarning
 from .field import Field
-from .guidance import Scale
 from .initial import Begin, seeds_once, start_of
+from .scales import Scale
 
 if TYPE_CHECKING:
     from .sampler import Sampler
@@ -43,7 +43,7 @@ class CapturedRun:
     """
 
     def __init__(
-        self, sampler: Sampler, field: Field, *, shape: Sequence[int], batch: int, cond: dict[str, Any],
+        self, sampler: Sampler, field: Field, *, shape: Sequence[int], batch: int, several: list[dict[str, Any]],
         uncond: dict[str, Any], shared: dict[str, Any], guidance_scale: Scale | None, device: torch.device,
         dtype: torch.dtype, warmup: int,
     ) -> None:  # fmt: skip
@@ -52,11 +52,11 @@ class CapturedRun:
         # The buffers are ordinary tensors wherever they are made, so that every later call may write them.
         with torch.inference_mode(False), torch.no_grad():
             self._make(
-                sampler, field, shape, batch, cond, uncond, shared, guidance_scale, device, dtype, warmup
+                sampler, field, shape, batch, several, uncond, shared, guidance_scale, device, dtype, warmup
             )
 
     def _make(
-        self, sampler: Sampler, field: Field, shape: Sequence[int], batch: int, cond: dict[str, Any],
+        self, sampler: Sampler, field: Field, shape: Sequence[int], batch: int, several: list[dict[str, Any]],
         uncond: dict[str, Any], shared: dict[str, Any], guidance_scale: Scale | None, device: torch.device,
         dtype: torch.dtype, warmup: int,
     ) -> None:  # fmt: skip
@@ -64,9 +64,12 @@ class CapturedRun:
         self.device, self.dtype = device, dtype
         self._guidance = sampler.guidance
         self._field, self._shared = field, shared
-        self._cond, self._uncond = _copies(cond), _copies(uncond)
-        self._guided = branches.guided(sampler.guidance, cond, uncond)
-        doubled, _ = branches.batches(sampler.branches, self._cond, self._uncond, self._guided, batch)
+        self._several, self._uncond = _copies(several), _copies(uncond)
+        self._guided = branches.guided(sampler.guidance, several, uncond)
+        self._weak = sampler._weak(self._guided)
+        doubled, _ = branches.batches(
+            sampler.branches, self._several, self._uncond, self._guided, batch, self._weak
+        )
         self._how = "calls" if doubled is None else "batch"
 
         self._x0 = torch.zeros((batch, *self.shape), dtype=dtype, device=device)
@@ -74,8 +77,9 @@ class CapturedRun:
         begin = Begin(x0=self._x0, seeds=self._seeds, device=device, dtype=dtype)
         self._run = sampler._start(
             field, begin, guided=self._guided, guidance_scale=guidance_scale, enable_grad=False,
-            stacked=doubled is not None, scale_per_sample=True,
+            stacked=doubled is not None, scale_per_sample=True, several=len(several),
         )  # fmt: skip
+        self._weak_times = sampler._weak_times(self._weak, self._x0)
         self._branches, self._scales = self._run.branches, self._run.guidance
         self._lock = threading.Lock()
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -102,7 +106,7 @@ class CapturedRun:
         seeds: Iterable[int] | Tensor | None = None,
         x0: Tensor | None = None,
         init: Tensor | None = None,
-        cond: dict[str, Any] | None = None,
+        cond: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
         uncond: dict[str, Any] | None = None,
         guidance_scale: Scale | None = None,
         out: Tensor | None = None,
@@ -132,12 +136,13 @@ class CapturedRun:
             self._lock.release()
 
     def _call(
-        self, seeds: Tensor | None, x0: Tensor | None, init: Tensor | None, cond: dict[str, Any] | None,
-        uncond: dict[str, Any] | None, guidance_scale: Scale | None, out: Tensor | None,
+        self, seeds: Tensor | None, x0: Tensor | None, init: Tensor | None,
+        cond: dict[str, Any] | Sequence[dict[str, Any]] | None, uncond: dict[str, Any] | None,
+        guidance_scale: Scale | None, out: Tensor | None,
     ) -> Tensor:  # fmt: skip
         if out is not None:
             _check_like(out, self.x, "out")
-        copies = self._copies_of("cond", self._cond, cond) + self._copies_of("uncond", self._uncond, uncond)
+        copies = _new_values(self._several, self._uncond, cond, uncond)
         if self._graph is not None:
             torch.cuda.current_stream(self.device).wait_event(self._done)
         # From here on the buffers are written; everything is checked before.
@@ -161,9 +166,13 @@ class CapturedRun:
     # ------------------------------------------------------------------------------------------------------ parts
     def _trajectory(self) -> None:
         """What is captured: from the fixed buffers to the samples."""
-        run, cond = self._run, self._cond
-        doubled, split = branches.batches(self._how, cond, self._uncond, self._guided, self.batch)
-        evaluate = branches.evaluator(self._field, doubled, cond, split, self._shared)
+        run, several = self._run, self._several
+        doubled, split = branches.batches(
+            self._how, several, self._uncond, self._guided, self.batch, self._weak
+        )
+        evaluate = branches.evaluator(
+            self._field, doubled, several, split, self._shared, self._weak or self._field, self._weak_times
+        )
         run.begin(self._x0)
         for step in run:
             run.step(*evaluate(step))
@@ -200,7 +209,9 @@ class CapturedRun:
     def _set_scale(self, scale: Scale) -> None:
         if self._scales is None:
             raise ValueError("guidance_scale is given, but no row was captured with two branches")
-        wanted, values = branches.scales_of(self.plan, self._guidance, self._x0, True, scale, False)
+        wanted, values = branches.scales_of(
+            self.plan, self._guidance, self._x0, True, scale, False, len(self._several)
+        )
         for row, (new, old) in enumerate(zip(wanted, self._branches, strict=True)):
             if new > old:
                 raise ValueError(
@@ -212,16 +223,25 @@ class CapturedRun:
         else:
             self._scales.copy_(values)
 
-    def _copies_of(
-        self, name: str, mine: dict[str, Any], given: dict[str, Any] | None
-    ) -> list[tuple[Tensor, Tensor]]:
-        if given is None:
-            return []
-        if not isinstance(given, dict):
+
+def _new_values(
+    several: list[dict[str, Any]], uncond: dict[str, Any], new_cond: Any, new_uncond: Any
+) -> list[Any]:
+    """(buffer, new value) for every tensor of the conditions that are given."""
+    pairs = []
+    if new_cond is not None:
+        given = branches.conditions_of(new_cond)
+        if len(several) == 1 and len(given) == 1:
+            pairs += _pairs(several[0], given[0], "cond")
+        else:
+            pairs += _pairs(several, given, "cond")
+    if new_uncond is not None:
+        if not isinstance(new_uncond, dict):
             raise TypeError(
-                f"{name} must be a dict of the field's keyword arguments, got {type(given).__name__}"
+                f"uncond must be a dict of the field's keyword arguments, got {type(new_uncond).__name__}"
             )
-        return _pairs(mine, given, name)
+        pairs += _pairs(uncond, new_uncond, "uncond")
+    return pairs
 
 
 def _copies(tree: Any) -> Any:

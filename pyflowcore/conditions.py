@@ -1,4 +1,4 @@
-"""Conditions: one doubled batch out of cond and uncond, or the reason why that cannot be."""
+"""Conditions: one batch out of those of all branches, or the reason why that cannot be."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["CannotDouble", "batch_of", "check_keys", "double", "equal", "fill", "first_tensor", "map_tensors"]
+__all__ = ["CannotDouble", "batch_of", "check_keys", "equal", "fill", "first_tensor", "map_tensors", "stack"]
 
 
 class CannotDouble(Exception):
-    """The two conditions do not fit into one batch; the message says why."""
+    """The conditions do not fit into one batch; the message says why."""
 
 
 def first_tensor(value: Any) -> Tensor | None:
@@ -34,15 +34,17 @@ def batch_of(cond: dict[str, Any] | None) -> int | None:
     return tensor.shape[0] if tensor is not None and tensor.dim() > 0 else None
 
 
-def check_keys(cond: dict[str, Any], uncond: dict[str, Any]) -> None:
-    """cond and uncond must be given for the same arguments of the field."""
-    if missing := sorted(set(cond) - set(uncond)):
-        raise ValueError(f"uncond lacks {', '.join(missing)}, which cond has")
-    if extra := sorted(set(uncond) - set(cond)):
-        raise ValueError(f"uncond has {', '.join(extra)}, which cond lacks")
+def check_keys(
+    cond: dict[str, Any], other: dict[str, Any], name: str = "cond", other_name: str = "uncond"
+) -> None:
+    """Both must be given for the same arguments of the field."""
+    if missing := sorted(set(cond) - set(other)):
+        raise ValueError(f"{other_name} lacks {', '.join(missing)}, which {name} has")
+    if extra := sorted(set(other) - set(cond)):
+        raise ValueError(f"{other_name} has {', '.join(extra)}, which {name} lacks")
 
 
-def _like(null: Tensor, value: Tensor, where: str) -> Tensor:
+def _like(null: Tensor, value: Tensor, where: str, name: str = "uncond") -> Tensor:
     """A null condition written once, for every sample: a scalar, [1, ...] or without the batch dimension."""
     if null.shape == value.shape:
         return null
@@ -50,7 +52,7 @@ def _like(null: Tensor, value: Tensor, where: str) -> Tensor:
         return null.expand(value.shape)
     except RuntimeError:
         raise ValueError(
-            f"uncond{where} has shape {list(null.shape)}, which does not broadcast to cond's {list(value.shape)}"
+            f"{name}{where} has shape {list(null.shape)}, which does not broadcast to cond's {list(value.shape)}"
         ) from None
 
 
@@ -91,34 +93,45 @@ def equal(cond: Any, uncond: Any) -> bool:
         return False
 
 
-def double(cond: Any, uncond: Any, batch: int, where: str = "") -> Any:
-    """[cond; uncond] along the first dimension of every tensor, through nested dicts, lists and tuples."""
-    if cond is uncond and not isinstance(cond, (Tensor, dict, list, tuple)):
+def stack(values: list[Any], batch: int, where: str = "") -> Any:
+    """[cond; ...; uncond] along the first dimension of every tensor, through nested dicts, lists and tuples."""
+    cond = values[0]
+    names = [*("cond" if i == 0 else f"cond[{i}]" for i in range(len(values) - 1)), "uncond"]
+    if all(value is cond for value in values) and not isinstance(cond, (Tensor, dict, list, tuple)):
         return cond
-    if type(cond) is not type(uncond) and not (isinstance(cond, Tensor) and isinstance(uncond, Tensor)):
-        raise CannotDouble(f"cond{where} is {type(cond).__name__}, uncond{where} is {type(uncond).__name__}")
+    for name, value in zip(names, values, strict=True):
+        if type(cond) is not type(value) and not (isinstance(cond, Tensor) and isinstance(value, Tensor)):
+            raise CannotDouble(
+                f"cond{where} is {type(cond).__name__}, {name}{where} is {type(value).__name__}"
+            )
     if isinstance(cond, Tensor):
         if cond.dim() == 0 or cond.shape[0] != batch:
-            if cond is uncond:
+            if all(value is cond for value in values):
                 return cond
             raise CannotDouble(
                 f"cond{where} has shape {list(cond.shape)}, which does not begin with the batch size {batch}"
             )
-        null = _like(uncond, cond, where)
-        if null.dtype != cond.dtype or null.device != cond.device:
-            raise CannotDouble(f"cond{where} and uncond{where} differ in dtype or device")
-        return torch.cat([cond, null])
+        parts = [cond]
+        for name, value in zip(names[1:], values[1:], strict=True):
+            part = _like(value, cond, where, name)
+            if part.dtype != cond.dtype or part.device != cond.device:
+                raise CannotDouble(f"cond{where} and {name}{where} differ in dtype or device")
+            parts.append(part)
+        return torch.cat(parts)
+    for name, value in zip(names, values, strict=True):
+        if isinstance(cond, dict):
+            if cond.keys() != value.keys():
+                raise CannotDouble(f"cond{where} and {name}{where} have different keys")
+        elif isinstance(cond, (list, tuple)):
+            if len(cond) != len(value):
+                raise CannotDouble(f"cond{where} and {name}{where} have different lengths")
+        elif not equal(cond, value):
+            raise CannotDouble(
+                f"cond{where} is {cond!r} and {name}{where} is {value!r}: one batch can have but one"
+            )
     if isinstance(cond, dict):
-        if cond.keys() != uncond.keys():
-            raise CannotDouble(f"cond{where} and uncond{where} have different keys")
-        return {key: double(cond[key], uncond[key], batch, f"{where}[{key!r}]") for key in cond}
+        return {key: stack([value[key] for value in values], batch, f"{where}[{key!r}]") for key in cond}
     if isinstance(cond, (list, tuple)):
-        if len(cond) != len(uncond):
-            raise CannotDouble(f"cond{where} and uncond{where} have different lengths")
-        return _rebuild(
-            cond,
-            [double(c, u, batch, f"{where}[{i}]") for i, (c, u) in enumerate(zip(cond, uncond, strict=True))],
-        )
-    if equal(cond, uncond):
-        return cond
-    raise CannotDouble(f"cond{where} is {cond!r} and uncond{where} is {uncond!r}: one batch can have but one")
+        parts = [stack(list(v), batch, f"{where}[{i}]") for i, v in enumerate(zip(*values, strict=True))]
+        return _rebuild(cond, parts)
+    return cond

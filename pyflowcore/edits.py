@@ -11,8 +11,8 @@ from torch import Tensor
 from . import _core
 from .buffers import FunctionalBuffers, InPlaceBuffers
 from .given_noise import GivenNoise
-from .guidance import seen
 from .plans import Plan
+from .scales import seen
 
 __all__ = ["FRESH", "Hook", "Inpaint", "hook_edit", "inpaint_edit"]
 

@@ -51,13 +51,16 @@ class Program(NamedTuple):
 
 # Of plans and numbers alone, so a compiled function may take what it returned when it was traced.
 @torch.compiler.assume_constant_result
-def program_of(plan: Plan, sign: int, *, edited: bool = False, given: bool = False) -> Program:
-    """The plan's rows, for a field that predicts the plan's prediction (sign 1) or its negative (-1); in halves for a state
-    that is edited, and with slots for draws that are given."""
+def program_of(
+    plan: Plan, sign: int, *, zero: tuple[int, ...] = (), edited: bool = False, given: bool = False
+) -> Program:
+    """The plan's rows, for a field that predicts the plan's prediction (sign 1) or its negative (-1); those of ``zero`` predict
+    from their point alone; in halves for a state that is edited, and with slots for draws that are given."""
     table = plan.table
-    if sign == -1:
+    if sign == -1 or zero:
         table = table.clone()
-        table[:, _R["q"]] *= -1.0
+        table[:, _R["q"]] *= sign
+        table[list(zero), _R["q"]] = 0.0
     program = Program(table, plan.facts, plan.slots)
     if edited:
         program = halves(program, plan.times)

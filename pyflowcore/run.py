@@ -11,9 +11,10 @@ from torch import Tensor
 
 from . import _core
 from ._library import PyflowcoreWarning
-from .buffers import FunctionalBuffers, InPlaceBuffers
+from .buffers import FunctionalBuffers, InPlaceBuffers, is_several
 from .field import Field
 from .given_noise import GivenNoise, before_rows
+from .guide import Guide
 from .paths import Path
 from .plans import Plan
 from .program import Program
@@ -38,7 +39,7 @@ class Step:
             dtype. It is the trajectory's own buffer: read it, do not write it, and clone what must outlive the step.
         time: the network's time, [B] (or [J B], or 0-dimensional for ``time_shape="scalar"``).
         t: the plan's time, a float; 0 is noise, 1 is data.
-        branches: 2 where guidance wants a conditional and an unconditional output, else 1.
+        branches: where guidance wants conditional outputs and an unconditional one their number, 2 for one condition; else 1.
         row, index: the plan's row; the step of the grid.
     """
 
@@ -98,24 +99,31 @@ class Run:
     def __init__(
         self, plan: Plan, program: Program, x0: Tensor, *, branches: list[int], stacked: bool, times: Sequence[Tensor],
         dtype: torch.dtype, guidance: Tensor | None, seeds: Tensor | None, differentiable: bool,
-        noise: GivenNoise | None = None, keep_points: bool = False,
+        noise: GivenNoise | None = None, keep_points: bool = False, guide: Guide | None = None,
     ) -> None:  # fmt: skip
         self.plan = plan
         self.branches, self.guidance = branches, guidance
         self._stacked = stacked
         self._batch, self._device = x0.shape[0], x0.device
-        self._shape, self._both = x0.shape, torch.Size((2 * x0.shape[0], *x0.shape[1:]))
+        # Of one branch, of the conditional ones, and of all.
+        most = max(max(branches, default=1), 2)
+        self._shape, self._conditional, self._all = (
+            torch.Size((n * x0.shape[0], *x0.shape[1:])) for n in (1, most - 1, most)
+        )
         self._facts, self._origin = program.facts, program.origin
-        # Where the loop stops for the caller: at evaluations, and at the end.
-        self._stops = [*[row.evaluates for row in program.facts], True]
-        # What a step says besides its input.
+        # Where the loop stops for the caller: at evaluations, and at the end. A row whose velocity is taken to be zero has no
+        # branch and is not evaluated.
         facts = program.facts
+        self._stops = [*[row.evaluates and n > 0 for row, n in zip(facts, branches, strict=True)], True]
+        # What a step says besides its input.
         origin = range(len(facts)) if program.origin is None else program.origin
         self._due = list(
             zip(times, [row.t for row in facts], branches, origin, [row.step for row in facts], strict=True)
         )
+        self._guide = guide
         kind = FunctionalBuffers if differentiable else InPlaceBuffers
-        self.buffers = kind(program, x0, branches, stacked, dtype, guidance, seeds, keep_points)
+        views = [max(n, 1) for n in branches]
+        self.buffers = kind(program, x0, views, stacked, dtype, guidance, seeds, keep_points, guide)
         self._advance, self._silent = self.buffers.advance, self.buffers.silent
         if noise is not None and program.fills:
             fill = before_rows(self.buffers, program.fills, noise)
@@ -188,7 +196,7 @@ class Run:
 
         Args:
             out: the output there, [B, ...], any float dtype and strides; under guidance the conditional one, or both stacked as
-                [2 B, ...], conditional first.
+                [2 B, ...], conditional first. Of J - 1 conditions: [(J - 1) B, ...], or all stacked as [J B, ...].
             uncond: the unconditional output [B, ...]. Where guidance wants one and none comes, ``out`` is taken as it is.
 
         Raises:
@@ -208,8 +216,9 @@ class Run:
 
     def _check(self, out: Tensor, uncond: Tensor | None, step: Step) -> None:
         """Nothing but comparisons where all is well."""
-        pair = uncond is None and step.branches == 2
-        self._check_output("out", out, self._both if pair and self._stacked else self._shape, pair)
+        pair = uncond is None and step.branches > 1
+        shape = self._shape if uncond is None or step.branches == 1 else self._conditional
+        self._check_output("out", out, self._all if pair and self._stacked else shape, pair)
         if uncond is not None:
             self._check_output("uncond", uncond, self._shape, False)
             if uncond.dtype != out.dtype:
@@ -231,11 +240,11 @@ class Run:
             raise ValueError(
                 f"{name}, the field's output, is on {value.device}, the state is on {self._device}"
             )
-        if value.shape != shape and not (pair and value.shape == self._both):
+        if value.shape != shape and not (pair and value.shape == self._all):
             raise ValueError(
                 f"{name}, the field's output, has shape {list(value.shape)}, expected {list(shape)}"
             )
-        if pair and not self._stacked and value.shape != self._both:
+        if pair and not self._stacked and value.shape != self._all:
             warnings.warn(
                 "guidance wants a conditional and an unconditional output, one came: it is taken as it is, the guidance scale "
                 "has no effect",
@@ -259,6 +268,8 @@ class Run:
                 return None
             outs = [out] if uncond is None else [out, uncond]
             point = self.buffers.point(row).to(self.buffers.x.dtype)
+            if self._guide is not None and is_several(out, uncond, point):
+                outs = [self._guide.guided(row, point, outs, keep=False)]
             _, _, d = torch.ops.pyflowcore.combine(point, None, [], outs, self.guidance, None, table, row)
             return d
 

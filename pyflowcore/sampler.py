@@ -13,11 +13,13 @@ from .capture import CapturedRun
 from .edits import Hook, Inpaint, hook_edit, inpaint_edit
 from .field import Field, as_field
 from .given_noise import Noise, as_noise
-from .guidance import CFG, Scale
+from .guidance import CFG
+from .guide import guide_for
 from .initial import Begin, count_of, seeds_once, start_of
 from .plans import Plan
 from .program import program_of
 from .run import Run, Trajectory
+from .scales import Scale
 
 __all__ = ["Sampler"]
 
@@ -29,7 +31,7 @@ class Sampler:
 
     Args:
         plan: from ``pfc.plan(...)``.
-        guidance: ``pfc.CFG(...)``, or None.
+        guidance: ``pfc.CFG(...)``, ``pfc.CFGZero(...)``, ``pfc.APG(...)``, ``pfc.Autoguidance(...)``, or None.
         branches: "batch" evaluates the conditional and the unconditional branch as one doubled batch, "calls" one after the
             other. Conditions that do not fit into one batch are evaluated by two calls, with a warning.
     """
@@ -92,7 +94,7 @@ class Sampler:
         seeds: Iterable[int] | Tensor | None = None,
         noise: Noise | None = None,
         batch: int | None = None,
-        cond: dict[str, Any] | None = None,
+        cond: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
         uncond: dict[str, Any] | None = None,
         shared: dict[str, Any] | None = None,
         guidance_scale: Scale | None = None,
@@ -123,7 +125,8 @@ class Sampler:
                 callable of the draw index. Each draw that is needed at one time takes one slot of memory.
             batch: the number of samples where neither x0, seeds nor cond say it.
             cond, uncond: keyword arguments of the field for its two branches: tensors with a batch dimension, other objects,
-                nested dicts and lists of them. uncond's tensors may be given once for all samples.
+                nested dicts and lists of them. uncond's tensors may be given once for all samples. A list of dicts as cond
+                is several conditions; ``pfc.CFG(..., weights=...)`` weighs them.
             shared: keyword arguments that both branches get as they are.
             guidance_scale: overrides the guidance's scale for this call: a number, one per sample, or a function of t.
             mask, known: inpainting: after each step x <- M (alpha known + sigma noise) + (1 - M) x at the level of its grid
@@ -149,8 +152,10 @@ class Sampler:
         """
         facts = as_field(field)
         self._check_field(facts)
-        cond, uncond, shared = _mapping(cond, "cond"), _mapping(uncond, "uncond"), _mapping(shared, "shared")
-        guided = branches.guided(self.guidance, cond, uncond)
+        several = branches.conditions_of(cond)
+        cond, uncond, shared = several[0], _mapping(uncond, "uncond"), _mapping(shared, "shared")
+        guided = branches.guided(self.guidance, several, uncond)
+        weak = self._weak(guided)
         seeds_have_device = isinstance(seeds, Tensor)
         seeds = seeds_once(seeds)
         if both := sorted(set(cond) & set(shared)):
@@ -165,13 +170,21 @@ class Sampler:
             begin.device = facts.device()
         count = len(given) if isinstance(given, Tensor) and given.dim() else None
         doubled, split = branches.batches(
-            self.branches, cond, uncond, guided, count if count is not None else count_of(seeds, batch)
+            self.branches,
+            several,
+            uncond,
+            guided,
+            count if count is not None else count_of(seeds, batch),
+            weak,
         )
         run = self._start(
             facts, begin, guided=guided, guidance_scale=guidance_scale, enable_grad=enable_grad,
             stacked=doubled is not None, edits=(hook, mask, known, known_noise), keep_points=callback is not None,
+            several=len(several),
         )  # fmt: skip
-        evaluate = branches.evaluator(facts, doubled, cond, split, shared)
+        evaluate = branches.evaluator(
+            facts, doubled, several, split, shared, weak or facts, self._weak_times(weak, run.buffers.x)
+        )
         with torch.set_grad_enabled(enable_grad):
             return self._drive(run, facts, evaluate, callback, progress, return_trajectory)
 
@@ -181,7 +194,7 @@ class Sampler:
         *,
         shape: Sequence[int],
         batch: int | None = None,
-        cond: dict[str, Any] | None = None,
+        cond: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
         uncond: dict[str, Any] | None = None,
         shared: dict[str, Any] | None = None,
         guidance_scale: Scale | None = None,
@@ -205,7 +218,8 @@ class Sampler:
         """
         facts = as_field(field)
         self._check_field(facts)
-        cond, uncond, shared = _mapping(cond, "cond"), _mapping(uncond, "uncond"), _mapping(shared, "shared")
+        several = branches.conditions_of(cond)
+        cond, uncond, shared = several[0], _mapping(uncond, "uncond"), _mapping(shared, "shared")
         if both := sorted(set(cond) & set(shared)):
             raise ValueError(f"shared and cond both have {', '.join(both)}")
         batch = conditions.batch_of(cond) if batch is None else count_of(None, batch)
@@ -218,26 +232,33 @@ class Sampler:
             device = facts.device() if tensor is None else tensor.device
         place = torch.empty(0, device=device).device  # with the index that "cuda" leaves out
         return CapturedRun(
-            self, facts, shape=shape, batch=batch, cond=cond, uncond=uncond, shared=shared, guidance_scale=guidance_scale,
+            self, facts, shape=shape, batch=batch, several=several, uncond=uncond, shared=shared, guidance_scale=guidance_scale,
             device=place, dtype=dtype or torch.float32, warmup=warmup,
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------------ parts
-    def _check_field(self, field: Field) -> None:
+    def _weak(self, guided: bool) -> Field | None:
+        """The second field of autoguidance."""
+        if not guided or self.guidance is None or self.guidance.weak is None:
+            return None
+        self._check_field(self.guidance.weak, "weak: ")
+        return self.guidance.weak
+
+    def _check_field(self, field: Field, whose: str = "") -> None:
         if field.prediction != self.plan.prediction:
             raise ValueError(
-                f"prediction: the plan is for {self.plan.prediction!r}, the field predicts {field.prediction!r}"
+                f"{whose}prediction: the plan is for {self.plan.prediction!r}, the field predicts {field.prediction!r}"
             )
         if field.path != self.plan.path:
             raise ValueError(
-                f"path: the plan is for {self.plan.path}, the field was trained on {field.path}; pfc.plan(..., "
+                f"{whose}path: the plan is for {self.plan.path}, the field was trained on {field.path}; pfc.plan(..., "
                 "path=field.path, along=...) integrates it on another path"
             )
 
     def _start(
         self, field: Field, begin: Begin, *, guided: bool, guidance_scale: Scale | None, enable_grad: bool, stacked: bool,
         edits: tuple[Hook | None, Tensor | None, Tensor | None, str] = (None, None, None, "start"),
-        keep_points: bool = False, scale_per_sample: bool = False,
+        keep_points: bool = False, scale_per_sample: bool = False, several: int | None = None,
     ) -> Run:  # fmt: skip
         plan, (hook, mask, known, known_noise) = self.plan, edits
         fresh = mask is not None and known_noise == "fresh" and begin.noise is None
@@ -250,14 +271,17 @@ class Sampler:
         )
         state = start.state
         inpaint = Inpaint.of(mask, known, known_noise, state)
-        counts, guidance = branches.scales_of(plan, self.guidance, state, guided, guidance_scale, enable_grad)
+        counts, guidance = branches.scales_of(
+            plan, self.guidance, state, guided, guidance_scale, enable_grad, several
+        )
         if scale_per_sample and guidance is not None:
             guidance = guidance.expand(*guidance.shape[:-1], state.shape[0]).contiguous()
         times = self._times(field, state, counts, stacked)
         noise = begin.noise if plan.draws else None
         program = program_of(
-            plan, field.sign, edited=hook is not None or inpaint is not None, given=noise is not None
-        )
+            plan, field.sign, zero=branches.without_branch(plan, counts),
+            edited=hook is not None or inpaint is not None, given=noise is not None,
+        )  # fmt: skip
         if program.origin is not None:
             counts, times = program.spread(counts), program.spread(times)
             guidance = None if guidance is None else program.spread_rows(guidance)
@@ -266,6 +290,7 @@ class Sampler:
         run = Run(
             plan, program, state, branches=counts, stacked=stacked, times=times, dtype=field.dtype or state.dtype,
             guidance=guidance, seeds=start.seeds, differentiable=enable_grad, noise=noise, keep_points=keep_points,
+            guide=guide_for(plan, self.guidance, field, program, counts, guidance, state),
         )  # fmt: skip
         if hook is not None:
             run.at_grid(hook_edit(hook, run.buffers, plan.times))
@@ -273,6 +298,10 @@ class Sampler:
             inpaint.noise = start.noise
             run.at_grid(inpaint_edit(inpaint, run.buffers, plan, start.seeds, begin.noise))
         return run
+
+    def _weak_times(self, weak: Field | None, state: Tensor) -> list[Tensor] | None:
+        """The times of a second field, which sees one branch of every row of the plan."""
+        return None if weak is None else self._times(weak, state, [1] * len(self.plan.facts), False)
 
     def _times(self, field: Field, state: Tensor, counts: list[int], stacked: bool) -> list[Tensor]:
         """The network's time of every row, computed in float64 and cast once."""
@@ -284,7 +313,7 @@ class Sampler:
         lines = mapped[:, None].expand(-1, most * batch).unbind()
         if not stacked or min(counts) == most:
             return list(lines)
-        return [line[: count * batch] for line, count in zip(lines, counts, strict=True)]
+        return [line[: max(count, 1) * batch] for line, count in zip(lines, counts, strict=True)]
 
     def _drive(
         self, run: Run, field: Field, evaluate: Callable[..., tuple[Tensor, Tensor | None]], callback: Callback | None,

@@ -5,9 +5,11 @@
 #include <vector>
 
 #include "../csrc/cpu/combine_kernel.hpp"
+#include "../csrc/cpu/guide_kernel.hpp"
 #include "../csrc/cpu/interpolate_kernel.hpp"
 #include "../csrc/cpu/randn_kernel.hpp"
 #include "../csrc/cuda/combine.cuh"
+#include "../csrc/cuda/guide.cuh"
 #include "../csrc/cuda/interpolate.cuh"
 #include "../csrc/cuda/randn.cuh"
 
@@ -32,7 +34,8 @@ extern "C" {
 
 // ------------------------------------------------------------------------------------------------------ the kernels
 struct CombineCall {
-  int64_t batch, sample, state_dtype, out_dtype, inp_dtype, copies, branches, scale_branch_stride, scale_sample_stride;
+  int64_t batch, sample, state_dtype, out_dtype, inp_dtype, copies, branches, scale_branch_stride, scale_sample_stride,
+      mixed, mixes_point;
   const double* record;
   const void* x;
   void* x_out;
@@ -42,6 +45,7 @@ struct CombineCall {
   void* keep;
   const void* scale;
   const int64_t* seeds;
+  const void* momentum;
   const void* slot[kMaxSlots];
   const void* branch[kMaxBranches];
 };
@@ -69,6 +73,9 @@ int pfc_test_combine(const CombineCall* call, int cuda) {
   args.scale_branch_stride = call->scale_branch_stride;
   args.scale_sample_stride = call->scale_sample_stride;
   args.seeds = call->seeds;
+  args.mixed = call->mixed != 0;
+  args.mixes_point = call->mixes_point != 0;
+  args.momentum = call->momentum;
   if (!cuda) {
     cpu::combine(args, 0, args.batch * args.sample);
     return -1;
@@ -131,6 +138,95 @@ int pfc_test_interpolate(int64_t batch, int64_t sample, int dtype, int path, dou
     }
     return 10 * C::kDrawn + C::kVector;
   });
+}
+
+struct GuideCall {
+  int64_t batch, sample, state_dtype, out_dtype, branches, scale_branch_stride, scale_sample_stride;
+  const double* rule;
+  const void* point;
+  void* momentum;
+  const void* scale;
+  double* partial;
+  void* mix;
+  const void* branch[kMaxBranches];
+};
+
+// Returns which kernel ran: 10 * vectors + vector, or -1 for the CPU's.
+int pfc_test_guide(const GuideCall* call, int cuda) {
+  GuideArgs args;
+  args.batch = call->batch;
+  args.sample = call->sample;
+  args.state_dtype = static_cast<DType>(call->state_dtype);
+  args.out_dtype = static_cast<DType>(call->out_dtype);
+  args.rule = decode_rule(call->rule);
+  for (int j = 0; j < call->branches; ++j) args.branch[j] = call->branch[j];
+  args.branches = static_cast<int>(call->branches);
+  args.point = call->point;
+  args.momentum = call->momentum;
+  args.scale = call->scale;
+  args.scale_branch_stride = call->scale_branch_stride;
+  args.scale_sample_stride = call->scale_sample_stride;
+  args.partial = call->partial;
+  args.mix = call->mix;
+  if (!cuda) {
+    cpu::guide_partial(args, 0, args.batch * guide_chunks(args.sample));
+    cpu::guide_finish(args, 0, args.batch);
+    return -1;
+  }
+  // A barrier between the parts: every thread of a block has done one before any does the next.
+  const auto finish = [&]<class S>(S, const cuda::GuideParams& params) {
+    using Finish = cuda::GuideFinish<S>;
+    std::vector<double> shared(Finish::kShared), sums(kMaxGuideSums), work(kMaxGuideVectors + 1);
+    for (int64_t sample = 0; sample < params.args.batch; ++sample) {
+      const auto part = [&](auto&& body) { for_each_thread(1, [&](int64_t, int thread) { body(thread); }); };
+      part([&](int thread) { Finish::add(params, sample, thread, shared.data()); });
+      part([&](int thread) { Finish::join(params, thread, shared.data(), sums.data()); });
+      part([&](int thread) { Finish::solve(params, sample, thread, sums.data(), work.data()); });
+    }
+  };
+  const auto launch = [&]<class C>(C, const cuda::GuideParams& params) {
+    using Thread = cuda::GuideThread<C>;
+    std::vector<double> shared(C::kShared);
+    const int count = C::kVectors > 0 ? C::kAtOnce : guide_sums(guide_vectors(params.args));
+    for (int64_t tile = 0; tile < cuda::guide_tiles(params); ++tile)
+      for (int sum = 0; sum < count; sum += C::kAtOnce) {
+        for_each_thread(1, [&](int64_t, int thread) { Thread(params, tile, thread).add(shared.data(), sum); });
+        for_each_thread(1, [&](int64_t, int thread) { Thread::finish(params, tile, thread, shared.data(), sum); });
+      }
+    finish(typename C::S{}, params);
+    return 10 * C::kVectors + C::kVector;
+  };
+  return args.state_dtype == DType::kFloat64 ? cuda::dispatch_guide<double>(args, launch)
+                                             : cuda::dispatch_guide<float>(args, launch);
+}
+
+// How often each element is a thread's in the walk of guide's first kernel, for one sample size.
+int64_t pfc_test_guide_visits(int64_t batch, int64_t sample, int32_t* visits) {
+  using Thread = cuda::GuideThread<cuda::GuideVariant<float, float, 2, false>>;
+  GuideArgs args;
+  args.batch = batch;
+  args.sample = sample;
+  const cuda::GuideParams params{args, cuda::make_divider(guide_chunks(sample)), batch * guide_chunks(sample)};
+  int64_t wrong = 0;
+  for_each_thread(cuda::guide_tiles(params), [&](int64_t tile, int thread) {
+    const Thread work(params, tile, thread);
+    for (int i = 0; i < cuda::kGuideItems; ++i) {
+      const cuda::Item item = work.item(i).item[0];
+      for (int e = 0; e < item.count; ++e) {
+        const int64_t at = item.offset + e;
+        if (at < 0 || at >= batch * sample) {
+          ++wrong;
+          continue;
+        }
+        ++visits[at];
+        // The chunk and the lane that core/guide.hpp gives the element.
+        const int64_t in_sample = at % sample;
+        wrong += work.chunk != at / sample * guide_chunks(sample) + in_sample / kGuideChunk;
+        wrong += work.lane * cuda::kItem + e != in_sample % kGuideLanes || i != in_sample % kGuideChunk / kGuideLanes;
+      }
+    }
+  });
+  return wrong;
 }
 
 // --------------------------------------------------------------------------------------------------------- the walk

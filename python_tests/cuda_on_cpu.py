@@ -45,14 +45,25 @@ SIZES = (
 )
 COUNTS = ("batch", "sample", "state_dtype", "out_dtype", "inp_dtype", "copies", "branches")
 STRIDES = ("scale_branch_stride", "scale_sample_stride")
-POINTERS = ("record", "x", "x_out", "point", "point_out", "inp", "keep", "scale", "seeds")
+FLAGS_OF_MIX = ("mixed", "mixes_point")
+POINTERS = ("record", "x", "x_out", "point", "point_out", "inp", "keep", "scale", "seeds", "momentum")
+GUIDE_COUNTS = ("batch", "sample", "state_dtype", "out_dtype", "branches")
+GUIDE_POINTERS = ("rule", "point", "momentum", "scale", "partial", "mix")
 
 
 class CombineCall(ctypes.Structure):
     _fields_ = (
-        [(name, ctypes.c_int64) for name in COUNTS + STRIDES]
+        [(name, ctypes.c_int64) for name in COUNTS + STRIDES + FLAGS_OF_MIX]
         + [(name, ctypes.c_void_p) for name in POINTERS]
         + [("slot", ctypes.c_void_p * MAX_SLOTS), ("branch", ctypes.c_void_p * MAX_BRANCHES)]
+    )
+
+
+class GuideCall(ctypes.Structure):
+    _fields_ = (
+        [(name, ctypes.c_int64) for name in GUIDE_COUNTS + STRIDES]
+        + [(name, ctypes.c_void_p) for name in GUIDE_POINTERS]
+        + [("branch", ctypes.c_void_p * MAX_BRANCHES)]
     )
 
 
@@ -68,13 +79,14 @@ def library() -> ctypes.CDLL:
     subprocess.run([compiler, *FLAGS, "-fno-strict-aliasing", str(SOURCE), "-o", str(built)], check=True)
     loaded = ctypes.CDLL(str(built))
     folder.cleanup()  # what is loaded stays
-    for name in ("visits", "huge", "divider"):
+    for name in ("visits", "huge", "divider", "guide_visits"):
         getattr(loaded, f"pfc_test_{name}").restype = ctypes.c_int64
     i64, i32, pointer, real = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p, ctypes.c_double
     u32 = ctypes.c_uint32
     loaded.pfc_test_visits.argtypes = [i64, i64, i32, i32, i32, i32, pointer]
     loaded.pfc_test_huge.argtypes = [i64, i64, i32, i32, i32, i32, i64]
     loaded.pfc_test_divider.argtypes = [i64, i64, i64]
+    loaded.pfc_test_guide_visits.argtypes = [i64, i64, pointer]
     loaded.pfc_test_normals.argtypes = [i64, i64, pointer, u32, u32, i32, pointer, i32]
     loaded.pfc_test_interpolate.argtypes = [
         i64, i64, i32, i32, real, real, i32, pointer, pointer, pointer, u32, u32, pointer, i32, pointer, pointer, i32,

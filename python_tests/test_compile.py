@@ -107,6 +107,20 @@ def test_combine_in_place():
     )
 
 
+def test_guidance_by_sample():
+    rules = torch.tensor([[0.0, 0.2, 1.5, -0.5, 0.3, 1.0, 0.7]], dtype=torch.float64)
+    copy = table(a=0.0, b_new=1.0)
+
+    def step(x, out, m, mix, scratch, guidance):
+        out = out.sin()
+        pfc.ops.guide_(x, rules, 0, out=out, guidance=guidance, m=m, mix=mix, scratch=scratch)
+        pfc.ops.combine_mixed_(x, copy, 0, out=out, mix=mix, m=m)
+        return x, m, mix * 2
+
+    scratch = torch.zeros(18, dtype=torch.float64)
+    check(step, values(2, 3), values(4, 3), values(2, 3), torch.zeros(3, 2), scratch, torch.full((1, 1), 3.0))
+
+
 def test_changing_shapes():
     """The batch as a symbol: one graph serves both."""
 

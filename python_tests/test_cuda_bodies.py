@@ -69,6 +69,9 @@ class Case:
     copies: int = 0
     functional: bool = False
     in_scale: float = 1.0
+    mixed: bool = False
+    mixes_point: bool = False
+    momentum: bool = False
     shifts: dict[str, int] = field(default_factory=dict)
     seed: int = 0
 
@@ -121,7 +124,13 @@ def run_combine(library: ctypes.CDLL, case: Case, cuda: bool) -> tuple[int, list
         base = buffer("out", case.out, case.branches * numel)
         for j in range(case.branches):
             call.branch[j] = base + j * numel * BYTES[case.out]
-    if case.branches > 1:
+    if case.mixed:
+        call.mixed, call.mixes_point = 1, int(case.mixes_point)
+        call.scale = buffer("scale", case.state, (case.branches + case.mixes_point) * case.batch)
+        call.scale_branch_stride, call.scale_sample_stride = case.batch, 1
+        if case.momentum:
+            call.momentum = buffer("momentum", case.state)
+    elif case.branches > 1:
         width = case.batch if case.per_sample else 1
         call.scale = buffer("scale", case.state, width * (case.branches - 1 if case.per_branch else 1))
         call.scale_branch_stride = width if case.per_branch else 0
@@ -168,6 +177,13 @@ ROWS = {
     "no evaluation": {"branches": 0, "copies": 1},
     "functional": {"functional": True, "branches": 2, "slots": (0, 1)},
     "many slots": {"slots": tuple(range(15)), "keep": 15},
+    "weights": {"branches": 2, "mixed": True, "copies": 2},
+    "weights of several": {"branches": 4, "mixed": True, "copies": 1, "slots": (0,), "keep": 1},
+    "weights and point": {"branches": 2, "mixed": True, "mixes_point": True, "own_point": True, "draws": (2,)},
+    "weights and state as point": {"branches": 3, "mixed": True, "mixes_point": True, "a": 0.0},
+    "weights and momentum": {
+        "branches": 2, "mixed": True, "mixes_point": True, "momentum": True, "p": 0.3, "copies": 1,
+    },
 }  # fmt: skip
 
 

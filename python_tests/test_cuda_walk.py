@@ -76,3 +76,11 @@ def test_walks_past_two_billion_elements(library: ctypes.CDLL, batch: int, sampl
             assert library.pfc_test_huge(batch, sample, 1, 1, 0, vectors, 20000) == 0
     assert library.pfc_test_huge(batch, sample, 0, 0, 0, 1, 20000) == 0
     assert library.pfc_test_huge(batch, sample, 1, 0, 0, 1, 20000) == 0
+
+
+def test_guidance_gives_every_element_its_chunk_and_lane(library: ctypes.CDLL) -> None:
+    for sample in SIZES:
+        for batch in (1, 2, 3, 9):
+            seen = np.zeros(batch * sample, dtype=np.int32)
+            assert library.pfc_test_guide_visits(batch, sample, seen.ctypes.data) == 0, (batch, sample)
+            assert (seen == 1).all(), (batch, sample)

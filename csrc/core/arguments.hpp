@@ -31,6 +31,9 @@ struct CombineArgs {
   int branches = 0;
   const void* scale = nullptr;  // guidance scales of this row, state's dtype
   int64_t scale_branch_stride = 0, scale_sample_stride = 0;
+  // The weights of core/guide.hpp in place of scales: branches of them, one more for the point.
+  bool mixed = false, mixes_point = false;
+  const void* momentum = nullptr;  // in place of the first difference
   const int64_t* seeds = nullptr;
   uint32_t stream = static_cast<uint32_t>(Stream::kPlan);
   bool streaming = false;  // pure outputs bypass the cache

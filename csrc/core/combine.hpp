@@ -2,7 +2,7 @@
 // CUDA, which differ in how they walk memory and in nothing else. V is what is computed on (float, double or a vector
 // of them), S the scalar of the coefficients.
 //
-// `memory` loads and stores: branch(j), scale(j), point(), state(), slot(k), noise(n); keep(d), set_state(x),
+// `memory` loads and stores: branch(j), scale(j), point(), state(), slot(k), noise(n), momentum(); keep(d), set_state(x),
 // set_point(y). An input is read once and only if its coefficient is not zero.
 #pragma once
 
@@ -33,7 +33,9 @@ PFC_HD void combine_element(const Row<S>& row, const Pass& pass, const Memory& m
   V x_sum{};
   V y_sum{};
   if (row.evaluates) {
-    V d = guide<V, kBranches>(pass.branches, memory);
+    V d{};
+    // A row may predict from its point alone (q = 0): where the velocity is taken to be zero.
+    if (kBranches > 0 || pass.branches > 0) d = guide<V, kBranches>(pass.branches, memory);
     if (row.q != S(1)) d = row.q * d;
     if (row.p != S(0)) d = row.p * memory.point() + d;
     if (pass.keeps) memory.keep(d);

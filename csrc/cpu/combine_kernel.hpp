@@ -15,8 +15,8 @@ struct Streams {
   const CombineArgs* args;
   int64_t numel;
   S in_scale;
-  S scale[kMaxBranches];  // guidance scales of the segment at hand
-  const float* noise;     // [draws][kChunk], of the chunk that begins at chunk_begin
+  S scale[kMaxBranches + 1];  // guidance scales, or weights, of the segment at hand
+  const float* noise;         // [draws][kChunk], of the chunk that begins at chunk_begin
   int64_t chunk_begin;
 };
 
@@ -27,6 +27,10 @@ struct OneElement {
   int64_t i;
   PFC_INLINE S branch(int j) const { return load_one<S>(m.args->branch[j], m.args->out_dtype, i); }
   PFC_INLINE S scale(int j) const { return m.scale[j]; }
+  PFC_INLINE bool mixed() const { return m.args->mixed; }
+  PFC_INLINE bool mixes_point() const { return m.args->mixes_point; }
+  PFC_INLINE bool has_momentum() const { return m.args->momentum != nullptr; }
+  PFC_INLINE S momentum() const { return static_cast<const S*>(m.args->momentum)[i]; }
   PFC_INLINE S point() const { return static_cast<const S*>(m.args->point)[i]; }
   PFC_INLINE S state() const { return static_cast<const S*>(m.args->x)[i]; }
   PFC_INLINE S slot(int k) const { return static_cast<const S*>(m.args->slot[k])[i]; }
@@ -65,6 +69,10 @@ struct ManyElements {
   PFC_INLINE DType dtype(DType given) const { return kDType < 0 ? given : static_cast<DType>(kDType); }
   PFC_INLINE W branch(int j) const { return load(m.args->branch[j], dtype(m.args->out_dtype)); }
   PFC_INLINE S scale(int j) const { return m.scale[j]; }
+  PFC_INLINE bool mixed() const { return m.args->mixed; }
+  PFC_INLINE bool mixes_point() const { return m.args->mixes_point; }
+  PFC_INLINE bool has_momentum() const { return m.args->momentum != nullptr; }
+  PFC_INLINE W momentum() const { return load(m.args->momentum); }
   PFC_INLINE W point() const { return load(m.args->point); }
   PFC_INLINE W state() const { return load(m.args->x); }
   PFC_INLINE W slot(int k) const { return load(m.args->slot[k]); }
@@ -97,6 +105,7 @@ inline void combine_range(const CombineArgs& given, int64_t begin, int64_t end) 
   Streams<S> m{&args, args.batch * args.sample, row.in_scale, {}, noise, 0};
   const bool per_sample = args.scale != nullptr && args.scale_sample_stride != 0;
   const S* scale = static_cast<const S*>(args.scale);
+  const int scales = args.mixed ? args.branches + args.mixes_point : args.branches - 1;
 
   for (int64_t i = begin; i < end;) {
     const int64_t chunk_end = row.draws > 0 && end > i + kChunk ? i + kChunk : end;
@@ -109,7 +118,7 @@ inline void combine_range(const CombineArgs& given, int64_t begin, int64_t end) 
       const int64_t last = (sample + 1) * args.sample;
       const int64_t stop = per_sample && last < chunk_end ? last : chunk_end;
       if (scale)
-        for (int j = 0; j + 1 < args.branches; ++j)
+        for (int j = 0; j < scales; ++j)
           m.scale[j] = scale[j * args.scale_branch_stride + sample * args.scale_sample_stride];
 
       // Vectors start at multiples of a cache line, which streaming stores need.
@@ -139,6 +148,7 @@ inline void combine_float(const CombineArgs& args, int64_t begin, int64_t end) {
 
 inline void combine(const CombineArgs& args, int64_t begin, int64_t end) {
   if (args.state_dtype == DType::kFloat64) return combine_range<double, 0, -1>(args, begin, end);
+  if (args.mixed) return combine_float<0>(args, begin, end);
   if (args.branches == 1) return combine_float<1>(args, begin, end);
   if (args.branches == 2) return combine_float<2>(args, begin, end);
   return combine_range<float, 0, -1>(args, begin, end);

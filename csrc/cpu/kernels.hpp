@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../core/arguments.hpp"
+#include "../core/guide.hpp"
 
 namespace pfc::cpu {
 
@@ -17,6 +18,8 @@ struct Kernels {
   const char* isa;
   void (*combine)(const CombineArgs&, int64_t begin, int64_t end);
   void (*normals)(const NormalArgs&, int64_t begin, int64_t end);
+  void (*guide_partial)(const GuideArgs&, int64_t begin, int64_t end);  // chunks
+  void (*guide_finish)(const GuideArgs&, int64_t begin, int64_t end);   // samples
   void (*interpolate)(const InterpolateArgs&, int64_t begin, int64_t end);
 };
 

@@ -1,5 +1,6 @@
 // Compiled once per instruction set; PFC_ISA names it. Everything but the table is in an unnamed namespace.
 #include "combine_kernel.hpp"
+#include "guide_kernel.hpp"
 #include "interpolate_kernel.hpp"
 #include "randn_kernel.hpp"
 
@@ -10,5 +11,6 @@
 
 namespace pfc::cpu {
 extern const Kernels PFC_JOIN(kKernels_, PFC_ISA);
-const Kernels PFC_JOIN(kKernels_, PFC_ISA){PFC_STRING(PFC_ISA), &combine, &normals, &interpolate};
+const Kernels PFC_JOIN(kKernels_, PFC_ISA){PFC_STRING(PFC_ISA), &combine,      &normals,
+                                           &guide_partial,      &guide_finish, &interpolate};
 }  // namespace pfc::cpu

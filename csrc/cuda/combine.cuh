@@ -29,6 +29,8 @@ struct CombineParams {
   int branches;
   bool writes_state, writes_point, reads_state, reads_point, point_is_state;
   bool next_is_state;  // the point that the row writes
+  bool mixed, mixes_point;
+  const S* momentum;
 };
 
 // Which kernel: S the state's type, Out the field's, kBranches 1, 2 or 0 for any number (none included), kNoise whether
@@ -92,6 +94,10 @@ struct CombineMemory {
     if constexpr (kBranches == 2) return j == 0 ? held[0] : held[1];
     return at.template load<S, typename C::Out>(p.branch[j]);
   }
+  PFC_HD bool mixed() const { return p.mixed; }
+  PFC_HD bool mixes_point() const { return p.mixes_point; }
+  PFC_HD bool has_momentum() const { return p.momentum != nullptr; }
+  PFC_HD V momentum() const { return at.template load<S, S>(p.momentum); }
   PFC_HD V point() const {
     if (p.point_is_state) return x;
     return at.template load<S, S>(p.point);
@@ -191,7 +197,10 @@ CombineParams<S> combine_params(const CombineArgs& args) {
   p.branches = args.branches;
   p.writes_state = p.row.changes_state() || args.x_out != args.x;
   p.writes_point = args.point_out != nullptr || args.copies > 0;
-  const bool uses_point = p.row.evaluates && p.row.p != S(0);
+  p.mixed = args.mixed;
+  p.mixes_point = args.mixes_point;
+  p.momentum = static_cast<const S*>(args.momentum);
+  const bool uses_point = p.row.evaluates && (p.row.p != S(0) || p.mixes_point);
   p.point_is_state = args.point == args.x;
   p.next_is_state = p.row.point_is_state();
   p.reads_state = p.row.x.base != Base::kZero || (uses_point && p.point_is_state);
@@ -208,6 +217,7 @@ int head_of(const CombineParams<S>& p, const CombineArgs& args, bool by_sample) 
   if (p.reads_point) alignment.add(p.point, args.state_dtype);
   alignment.add(p.point_out, args.state_dtype);
   alignment.add(p.keep, args.state_dtype);
+  alignment.add(p.momentum, args.state_dtype);
   for (int i = 0; i < p.row.terms; ++i) alignment.add(p.slot[i], args.state_dtype);
   for (int j = 0; j < p.branches; ++j) alignment.add(p.branch[j], args.out_dtype);
   for (int64_t c = 0; c < p.copies && c < kItem; ++c)  // the shift of the copies repeats after four
@@ -227,7 +237,7 @@ auto dispatch_combine_typed(const CombineArgs& args, Launch&& launch) {
   // A row that reads the slot it writes must read it after it wrote: the general kernel asks for nothing ahead.
   bool reads_kept = false;
   for (int i = 0; i < p.row.terms; ++i) reads_kept = reads_kept || p.slot[i] == p.keep;
-  const int branches = !p.row.evaluates || p.branches > 2 || reads_kept ? 0 : p.branches;
+  const int branches = !p.row.evaluates || p.branches > 2 || p.mixed || reads_kept ? 0 : p.branches;
   const auto call = [&]<class C>(C variant) { return launch(variant, p, tiles_of(p.walk, C::kItems)); };
   if (!vector) return call(CombineVariant<S, Out, 0, true, false>{});
   if (branches == 1)

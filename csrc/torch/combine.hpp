@@ -59,12 +59,8 @@ inline void set_state(CombineCall& call, const Tensor& x, const OptionalTensor& 
 }
 
 // The branches of the field's output, the unconditional one last.
-inline void set_branches(CombineCall& call, const Tensor& x, const std::vector<Tensor>& outs) {
+inline void add_branches(CombineCall& call, const Tensor& x, const std::vector<Tensor>& outs) {
   CombineArgs& args = call.args;
-  const bool evaluates = args.record[record::kEvaluates] != 0.0;
-  PFC_CHECK(evaluates != outs.empty(), evaluates ? "out: the row evaluates the field and needs its output, got None"
-                                                 : "out: the row does not evaluate the field, got an output");
-  if (outs.empty()) return;
   args.out_dtype = dtype_of(outs[0], "out");
   for (const Tensor& out : outs) {
     Place(x).check(out, "out");
@@ -78,8 +74,18 @@ inline void set_branches(CombineCall& call, const Tensor& x, const std::vector<T
   }
 }
 
+inline void set_branches(CombineCall& call, const Tensor& x, const std::vector<Tensor>& outs) {
+  CombineArgs& args = call.args;
+  const bool evaluates = args.record[record::kEvaluates] != 0.0;
+  // With q = 0 the prediction comes from the point alone.
+  PFC_CHECK(!evaluates || !outs.empty() || args.record[record::kQ] == 0.0,
+            "out: the row evaluates the field and needs its output, got None");
+  PFC_CHECK(evaluates || outs.empty(), "out: the row does not evaluate the field, got an output");
+  if (!outs.empty()) add_branches(call, x, outs);
+}
+
 // guidance [rows, B or 1] (one scale for all conditional branches) or [rows, branches - 1, B or 1].
-inline void set_guidance(CombineCall& call, const Tensor& x, const OptionalTensor& guidance, const Tensor& table,
+inline void set_guidance(CombineCall& call, const Tensor& x, const OptionalTensor& guidance, int64_t rows,
                          int64_t row) {
   CombineArgs& args = call.args;
   if (args.branches < 2) return;
@@ -91,10 +97,10 @@ inline void set_guidance(CombineCall& call, const Tensor& x, const OptionalTenso
             torch::headeronly::toString(x.scalar_type()));
   const bool per_branch = g.dim() == 3;
   const int64_t last = g.dim() > 0 ? g.size(g.dim() - 1) : 0;
-  PFC_CHECK((g.dim() == 2 || per_branch) && g.size(0) == table.size(0) && (last == 1 || last == args.batch) &&
+  PFC_CHECK((g.dim() == 2 || per_branch) && g.size(0) == rows && (last == 1 || last == args.batch) &&
                 (!per_branch || g.size(1) == args.branches - 1),
-            "guidance must have shape [", table.size(0), ", 1 or ", args.batch, "] or [", table.size(0), ", ",
-            args.branches - 1, ", 1 or ", args.batch, "], got ", shape_of(g));
+            "guidance must have shape [", rows, ", 1 or ", args.batch, "] or [", rows, ", ", args.branches - 1,
+            ", 1 or ", args.batch, "], got ", shape_of(g));
   const int64_t width = per_branch ? g.size(1) * last : last;
   args.scale = static_cast<const char*>(call.hold(g)) + row * width * static_cast<int64_t>(g.element_size());
   args.scale_branch_stride = per_branch ? last : 0;
@@ -109,10 +115,32 @@ inline void check_like_state(const Tensor& tensor, const Tensor& x, const char* 
             torch::headeronly::toString(x.scalar_type()));
 }
 
-inline CombineCall prepare_combine_(Tensor& x, const OptionalTensor& y, OptionalTensor& y_out, OptionalTensor& inp,
-                                    OptionalTensor& slots, const OptionalTensor& out, const OptionalTensor& out2,
-                                    const OptionalTensor& guidance, const OptionalTensor& seeds, const Tensor& table,
-                                    int64_t row) {
+// mix [branches (+ 1 with the point), B], and the momentum that takes the first difference's place: core/guide.hpp.
+inline void set_mix(CombineCall& call, const Tensor& x, const Tensor& mix, const OptionalTensor& momentum) {
+  CombineArgs& args = call.args;
+  if (args.batch == 0) return;
+  PFC_CHECK(args.branches >= 2, "mix: weights are for two branches or more, got ", args.branches);
+  Place(x).check(mix, "mix");
+  const int64_t rows = mix.dim() == 2 ? mix.size(0) : 0;
+  PFC_CHECK(mix.scalar_type() == x.scalar_type() && mix.is_contiguous() &&
+                (rows == args.branches || rows == args.branches + 1) && mix.size(1) == args.batch,
+            "mix must be contiguous [", args.branches, " or ", args.branches + 1, ", ", args.batch,
+            "] of the state's dtype, got ", shape_of(mix), " of ", torch::headeronly::toString(mix.scalar_type()));
+  args.mixed = true;
+  args.mixes_point = rows > args.branches;
+  args.scale = mix.const_data_ptr();
+  args.scale_branch_stride = args.batch;
+  args.scale_sample_stride = 1;
+  if (!momentum) return;
+  check_like_state(*momentum, x, "m");
+  PFC_CHECK(args.branches == 2, "m: a momentum is for two branches, got ", args.branches);
+  args.momentum = call.hold(*momentum);
+}
+
+// Everything but the weights of the branches.
+inline CombineCall prepare_row_(Tensor& x, const OptionalTensor& y, OptionalTensor& y_out, OptionalTensor& inp,
+                                OptionalTensor& slots, const OptionalTensor& out, const OptionalTensor& out2,
+                                const OptionalTensor& seeds, const Tensor& table, int64_t row) {
   CombineCall call;
   CombineArgs& args = call.args;
   check_written(x, "x");
@@ -162,7 +190,24 @@ inline CombineCall prepare_combine_(Tensor& x, const OptionalTensor& y, Optional
   PFC_CHECK(!out2 || out, "out2 was given without out");
   if (out2) outs.push_back(*out2);
   set_branches(call, x, outs);
-  set_guidance(call, x, guidance, table, row);
+  return call;
+}
+
+inline CombineCall prepare_combine_(Tensor& x, const OptionalTensor& y, OptionalTensor& y_out, OptionalTensor& inp,
+                                    OptionalTensor& slots, const OptionalTensor& out, const OptionalTensor& out2,
+                                    const OptionalTensor& guidance, const OptionalTensor& seeds, const Tensor& table,
+                                    int64_t row) {
+  CombineCall call = prepare_row_(x, y, y_out, inp, slots, out, out2, seeds, table, row);
+  set_guidance(call, x, guidance, table.size(0), row);
+  return call;
+}
+
+inline CombineCall prepare_combine_mixed_(Tensor& x, const OptionalTensor& y, OptionalTensor& y_out,
+                                          OptionalTensor& inp, OptionalTensor& slots, const Tensor& out,
+                                          const OptionalTensor& out2, const Tensor& mix, const OptionalTensor& momentum,
+                                          const OptionalTensor& seeds, const Tensor& table, int64_t row) {
+  CombineCall call = prepare_row_(x, y, y_out, inp, slots, out, out2, seeds, table, row);
+  set_mix(call, x, mix, momentum);
   return call;
 }
 
@@ -191,12 +236,12 @@ inline CombineCall prepare_combine(CombineResult& result, const Tensor& x, const
     PFC_CHECK(args.record[record::kB + k] == 0.0 && args.record[record::kE + k] == 0.0, "slots: row ", row,
               " reads slot ", k, ", there are ", slots.size());
   set_branches(call, x, outs);
-  set_guidance(call, x, guidance, table, row);
+  set_guidance(call, x, guidance, table.size(0), row);
   const Tensor like = as_contiguous(x);
   result = {torch::stable::empty_like(like), torch::stable::empty_like(like), torch::stable::empty_like(like)};
   args.x_out = result.x.mutable_data_ptr();
   args.point_out = result.y.mutable_data_ptr();
-  if (args.branches > 0)
+  if (args.record[record::kEvaluates] != 0.0)
     args.keep = result.d.mutable_data_ptr();
   else
     torch::stable::zero_(result.d);  // no evaluation, no prediction

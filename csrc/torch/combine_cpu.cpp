@@ -50,6 +50,13 @@ void combine_(Tensor x, OptionalTensor y, OptionalTensor y_out, OptionalTensor i
   run(call.args);
 }
 
+void combine_mixed_(Tensor x, OptionalTensor y, OptionalTensor y_out, OptionalTensor inp, OptionalTensor slots,
+                    Tensor out, OptionalTensor out2, Tensor mix, OptionalTensor m, OptionalTensor seeds, Tensor table,
+                    int64_t row) {
+  CombineCall call = prepare_combine_mixed_(x, y, y_out, inp, slots, out, out2, mix, m, seeds, table, row);
+  run(call.args);
+}
+
 std::tuple<Tensor, Tensor, Tensor> combine(Tensor x, OptionalTensor y, std::vector<Tensor> slots,
                                            std::vector<Tensor> outs, OptionalTensor guidance, OptionalTensor seeds,
                                            Tensor table, int64_t row) {
@@ -63,6 +70,7 @@ std::tuple<Tensor, Tensor, Tensor> combine(Tensor x, OptionalTensor y, std::vect
 
 STABLE_TORCH_LIBRARY_IMPL(pyflowcore, CPU, m) {
   m.impl("combine_", TORCH_BOX(&combine_));
+  m.impl("combine_mixed_", TORCH_BOX(&combine_mixed_));
   m.impl("combine", TORCH_BOX(&combine));
 }
 

@@ -3,10 +3,11 @@
 
 from . import _plain
 from .combine import combine, combine_
+from .guide import combine_mixed_, guide_
 from .interpolate import Interpolated, interpolate
 from .randn import randn
 
-__all__ = ["Interpolated", "combine", "combine_", "interpolate", "randn"]
+__all__ = ["Interpolated", "combine", "combine_", "combine_mixed_", "guide_", "interpolate", "randn"]
 
 # Last, for the schemas above.
 _plain.register()

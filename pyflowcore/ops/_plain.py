@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _core, _library
+from . import _plain_guide
 
 _R = _core.record
 _said: set[str] = set()
@@ -167,7 +168,9 @@ def _row(
     x_sum = y_sum = d = torch.zeros_like(x)
     if record[_R["evaluates"]]:
         outs = [branch.to(x.dtype) for branch in branches]
-        d = outs[-1]
+        if not outs and record[_R["q"]] != 0.0:
+            raise RuntimeError("out: the row evaluates the field and needs its output, got None")
+        d = outs[-1] if outs else d
         if len(outs) > 1:
             assert guidance is not None
             scale = guidance[row].reshape(-1, guidance.shape[-1])
@@ -228,6 +231,32 @@ def combine_(
             part.copy_(scaled)
 
 
+def guide_(
+    x: Tensor, y: Tensor | None, m: Tensor | None, mix: Tensor, scratch: Tensor, out: Tensor, out2: Tensor | None,
+    guidance: Tensor, rules: Tensor, row: int,
+) -> None:  # fmt: skip
+    _say(x, "guide_")
+    if not x.numel():
+        return
+    branches = _branches(x, out, out2)
+    scales = _plain_guide.scales_of(guidance, row, len(branches) - 1)
+    found, moved = _plain_guide.guide(
+        rules[row].tolist(), branches, scales, x if y is None else y, m, x.dtype
+    )
+    mix.copy_(torch.stack(found))
+    if m is not None and moved is not None:
+        m.copy_(moved)
+
+
+def combine_mixed_(
+    x: Tensor, y: Tensor | None, y_out: Tensor | None, inp: Tensor | None, slots: Tensor | None, out: Tensor,
+    out2: Tensor | None, mix: Tensor, m: Tensor | None, seeds: Tensor | None, table: Tensor, row: int,
+) -> None:  # fmt: skip
+    point = x if y is None else y
+    guided = _plain_guide.mixed(list(mix), _branches(x, out, out2), point, m)
+    combine_(x, y, y_out, inp, slots, guided, None, None, seeds, table, row)
+
+
 def combine(
     x: Tensor, y: Tensor | None, slots: Sequence[Tensor], outs: Sequence[Tensor], guidance: Tensor | None,
     seeds: Tensor | None, table: Tensor, row: int,
@@ -240,5 +269,5 @@ def combine(
 
 def register() -> None:
     """Serves every backend that has no kernels of its own."""
-    for operator in (randn, interpolate, combine_, combine):
+    for operator in (randn, interpolate, combine_, combine_mixed_, combine, guide_):
         _library.definitions.impl(operator.__name__, operator, "CompositeExplicitAutograd")

@@ -170,7 +170,7 @@ def combine_(
         x: the state [B, ...], float32 or float64, contiguous; updated.
         table: ``plan.table``, float64 [R, 56] on the CPU.
         out: the field's output [J B, ...] (conditional branches first, the unconditional last), any float dtype and strides;
-            None for a row that evaluates nothing.
+            None for a row that evaluates nothing, or whose q is 0: it predicts from its point alone.
         out2: the unconditional branch [B, ...], if it is a tensor of its own.
         y: the point at which the field was evaluated, if it is not x.
         y_out: receives the next point, in the state's dtype.
@@ -270,16 +270,15 @@ def _backward(ctx: Any, grad_x: Tensor, grad_y: Tensor, grad_d: Tensor) -> tuple
     grad_state = record[_R["a"]] * state
     grad_point, grad_guidance, d = None, None, None
     grad_outs: list[Tensor] = []
-    if out_count:  # the row evaluates
-        d = grad_d + record[_R["b_new"]] * state + record[_R["e_new"]] * grad_y
-        at_point = record[_R["p"]] * d
-        if ctx.point_given:
-            grad_point = at_point
-        else:
-            grad_state = grad_state + at_point
+    # A row may predict from its point alone (q = 0), without an output; one that evaluates nothing predicts nothing.
+    d = grad_d + record[_R["b_new"]] * state + record[_R["e_new"]] * grad_y
+    at_point = record[_R["evaluates"]] * record[_R["p"]] * d
+    if ctx.point_given:
+        grad_point = at_point
+    else:
+        grad_state = grad_state + at_point
+    if out_count:
         grad_outs, grad_guidance = _guidance_backward(ctx, record[_R["q"]] * d, guidance, outs)
-    elif ctx.point_given:
-        grad_point = torch.zeros_like(grad_x)
     grad_table = None
     if ctx.learns_table:
         grad_table = _table_backward(ctx, table, record, guidance, outs, operands, state, grad_y, d)
@@ -287,7 +286,7 @@ def _backward(ctx: Any, grad_x: Tensor, grad_y: Tensor, grad_d: Tensor) -> tuple
         grad_state,
         grad_point,
         slots,
-        grad_outs if out_count else [],
+        grad_outs,
         grad_guidance,
         None,
         grad_table,
