@@ -122,8 +122,8 @@ def scales_of(
             )
         if guidance.zero_until > 0.0 and plan.along != plan.path:
             raise ValueError(
-                f"zero_until: the plan takes a field of the {plan.path.name} path along the {plan.along.name} path; a velocity of "
-                "zero on the one is none on the other"
+                f"zero_until: the plan takes a field of the {plan.path.name} path along the {plan.along.name} path; a "
+                "velocity of zero on the one is none on the other"
             )
         if several is None:
             several = 1 if guidance.weights is None else len(guidance.weights)

@@ -38,7 +38,7 @@ def memory(graph):
     tensors = [graph._x0, graph._seeds, graph.x, run.buffers.x, *run.buffers._input, *run.buffers._points]
     tensors += [
         t
-        for t in (run.buffers.slots, graph._scales, graph._cond.get("y"), graph._uncond.get("y"))
+        for t in (run.buffers.slots, graph._scales, graph._several[0].get("y"), graph._uncond.get("y"))
         if t is not None
     ]
     return [t.data_ptr() for t in tensors]

@@ -268,7 +268,7 @@ def _backward(ctx: Any, grad_x: Tensor, grad_y: Tensor, grad_d: Tensor) -> tuple
     count, out_count = ctx.counts
     slots = [record[_R["b"] + k] * state + record[_R["e"] + k] * grad_y for k in range(count)]
     grad_state = record[_R["a"]] * state
-    grad_point, grad_guidance, d = None, None, None
+    grad_point, grad_guidance = None, None
     grad_outs: list[Tensor] = []
     # A row may predict from its point alone (q = 0), without an output; one that evaluates nothing predicts nothing.
     d = grad_d + record[_R["b_new"]] * state + record[_R["e_new"]] * grad_y
@@ -296,7 +296,7 @@ def _backward(ctx: Any, grad_x: Tensor, grad_y: Tensor, grad_d: Tensor) -> tuple
 
 def _table_backward(
     ctx: Any, table: Tensor, record: Sequence[Tensor], guidance: Tensor | None, outs: Sequence[Tensor], operands: list[Any],
-    state: Tensor, point: Tensor, prediction: Tensor | None,
+    state: Tensor, point: Tensor, prediction: Tensor,
 ) -> Tensor:  # fmt: skip
     """Of each coefficient: the inner product of what it multiplies with the gradient of what it is added to.
 
@@ -313,11 +313,12 @@ def _table_backward(
 
     add(_R["a"], state, x)
     add(_R["c"], point, new_x)
-    if prediction is not None:
-        add(_R["p"], prediction, x if y is None else y)
+    # A row that evaluates nothing has no prediction; one that predicts from its point alone has no output.
+    add(_R["p"], record[_R["evaluates"]] * prediction, x if y is None else y)
+    if outs:
         add(_R["q"], prediction, _guided(ctx, guidance, outs, x))
-        add(_R["b_new"], state, d)
-        add(_R["e_new"], point, d)
+    add(_R["b_new"], state, d)
+    add(_R["e_new"], point, d)
     for k, slot in enumerate(slots[: _R["max_slots"]]):
         add(_R["b"] + k, state, slot)
         add(_R["e"] + k, point, slot)
