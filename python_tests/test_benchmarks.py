@@ -68,7 +68,15 @@ def run_fake(options: Options | None = None, seconds: dict[str, float] | None = 
 
 def test_every_benchmark_states_its_least_work_and_its_baselines() -> None:
     entries = registry.load()
-    assert {"ceilings", "combine", "guide", "randn", "interpolate", "dispatch", "sampler_vs_diffusers"} <= set(entries)
+    assert {
+        "ceilings",
+        "combine",
+        "guide",
+        "randn",
+        "interpolate",
+        "dispatch",
+        "sampler_vs_diffusers",
+    } <= set(entries)
     for entry in entries.values():
         assert entry.summary and entry.least
         assert entry.baselines or entry.name == "ceilings"
