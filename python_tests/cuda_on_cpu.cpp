@@ -28,6 +28,20 @@ void for_each_thread(int64_t tiles, Body&& body) {
 
 constexpr bool kBoth[] = {false, true};
 
+// guide's second kernel. A barrier between the parts: every thread of a block has done one before any does the next.
+template <class S>
+void finish_guide(const GuideArgs& args) {
+  using Finish = cuda::GuideFinish<S>;
+  const int64_t chunks = guide_chunks(args.sample);
+  const cuda::GuideParams params{args, cuda::make_divider(chunks), args.batch * chunks};
+  std::vector<double> shared(Finish::kShared), sums(kMaxGuideSums), work(kMaxGuideVectors + 1);
+  for (int64_t sample = 0; sample < args.batch; ++sample) {
+    for_each_thread(1, [&](int64_t, int thread) { Finish::add(params, sample, thread, shared.data()); });
+    for_each_thread(1, [&](int64_t, int thread) { Finish::join(params, thread, shared.data(), sums.data()); });
+    for_each_thread(1, [&](int64_t, int thread) { Finish::solve(params, sample, thread, sums.data(), work.data()); });
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -173,17 +187,6 @@ int pfc_test_guide(const GuideCall* call, int cuda) {
     cpu::guide_finish(args, 0, args.batch);
     return -1;
   }
-  // A barrier between the parts: every thread of a block has done one before any does the next.
-  const auto finish = [&]<class S>(S, const cuda::GuideParams& params) {
-    using Finish = cuda::GuideFinish<S>;
-    std::vector<double> shared(Finish::kShared), sums(kMaxGuideSums), work(kMaxGuideVectors + 1);
-    for (int64_t sample = 0; sample < params.args.batch; ++sample) {
-      const auto part = [&](auto&& body) { for_each_thread(1, [&](int64_t, int thread) { body(thread); }); };
-      part([&](int thread) { Finish::add(params, sample, thread, shared.data()); });
-      part([&](int thread) { Finish::join(params, thread, shared.data(), sums.data()); });
-      part([&](int thread) { Finish::solve(params, sample, thread, sums.data(), work.data()); });
-    }
-  };
   const auto launch = [&]<class C>(C, const cuda::GuideParams& params) {
     using Thread = cuda::GuideThread<C>;
     std::vector<double> shared(C::kShared);
@@ -193,11 +196,12 @@ int pfc_test_guide(const GuideCall* call, int cuda) {
         for_each_thread(1, [&](int64_t, int thread) { Thread(params, tile, thread).add(shared.data(), sum); });
         for_each_thread(1, [&](int64_t, int thread) { Thread::finish(params, tile, thread, shared.data(), sum); });
       }
-    finish(typename C::S{}, params);
     return 10 * C::kVectors + C::kVector;
   };
-  return args.state_dtype == DType::kFloat64 ? cuda::dispatch_guide<double>(args, launch)
-                                             : cuda::dispatch_guide<float>(args, launch);
+  const bool wide = args.state_dtype == DType::kFloat64;
+  const int kernel = wide ? cuda::dispatch_guide<double>(args, launch) : cuda::dispatch_guide<float>(args, launch);
+  wide ? finish_guide<double>(args) : finish_guide<float>(args);
+  return kernel;
 }
 
 // How often each element is a thread's in the walk of guide's first kernel, for one sample size.
