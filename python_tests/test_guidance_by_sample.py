@@ -467,3 +467,27 @@ def test_apg_needs_times_that_determine_the_data():
         pfc.Sampler(plan, pfc.APG(2.0))(net, shape=SAMPLE, seeds=range(3), **conditions())
     found = pfc.Sampler(plan, pfc.APG(2.0, (0.1, 1.0)))(net, shape=SAMPLE, seeds=range(3), **conditions())
     assert bool(torch.isfinite(found).all())
+
+
+@pytest.mark.filterwarnings("ignore:there are no CUDA graphs")
+@pytest.mark.parametrize("name", GUIDANCES)
+def test_a_captured_trajectory_begins_without_a_momentum(name):
+    """Called twice, each time as the sampler's own call."""
+    given = {"dtype": torch.float64} | conditions()
+    captured = pfc.Sampler(PLAN, GUIDANCES[name][0]).capture(field, shape=SAMPLE, **given)
+    for seeds, scale in ((range(3), 3.0), (range(5, 8), 2.0)):
+        found = captured(seeds=seeds, guidance_scale=scale)
+        assert torch.equal(found, sample(GUIDANCES[name][0], seeds=seeds, guidance_scale=scale))
+
+
+@pytest.mark.parametrize("name", GUIDANCES)
+@pytest.mark.parametrize("solver", ["heun", "unipc", "dpmpp_2m_sde"])
+def test_an_edit_that_changes_nothing_changes_no_bit(name, solver):
+    """Rows in halves: each keeps its own rule, and rows of zero velocity stay such."""
+    guided = GUIDANCES[name][0]
+    if name == "star":
+        guided = pfc.CFGZero(3.0, zero_until=0.3)
+    plan = pfc.plan(solver, 6)
+    for enable_grad in (False, True):
+        edited = sample(guided, plan=plan, hook=lambda step, t, x: None, enable_grad=enable_grad)
+        assert torch.equal(edited, sample(guided, plan=plan))
