@@ -13,7 +13,21 @@ GPU_REQUIRED = os.environ.get("PYFLOWCORE_REQUIRE_GPU", "0") == "1"
 SKIP_REASON = "needs an NVIDIA GPU, and torch.cuda.is_available() is False here"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--shard", metavar="K/N", help="run the K-th of N parts of the suite, files taken in turn"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if shard := config.getoption("--shard"):
+        part, parts = (int(number) for number in shard.split("/"))
+        if not 1 <= part <= parts:
+            raise pytest.UsageError(f"--shard must be K/N with 1 <= K <= N, got {shard}")
+        files = sorted({item.path for item in items})
+        kept = set(files[part - 1 :: parts])
+        config.hook.pytest_deselected(items=[item for item in items if item.path not in kept])
+        items[:] = [item for item in items if item.path in kept]
     if GPU_REQUIRED or torch.cuda.is_available():
         return
     for item in items:
