@@ -93,9 +93,31 @@ class Plan:
         self.slots: int = core.slots
         self.draws: int = core.draws
         self.table: torch.Tensor = torch.from_numpy(core.table())
+        self._largest = float(self.table.abs().max())
         self.facts = _facts(core.rows)
         # Never written, so threads may share it: what maps times copies first.
         self.row_times = torch.tensor(_field_times(self.facts), dtype=torch.float64)
+
+    def check_range(self, dtype: torch.dtype) -> None:
+        """Refuses a state's dtype in which a coefficient is infinite.
+
+        Raises:
+            ValueError: naming the row, its step and the coefficient.
+        """
+        most = torch.finfo(dtype).max
+        if self._largest <= most:
+            return
+        row, column = divmod(int(self.table.abs().argmax()), self.table.shape[1])
+        starts = [
+            (at, name) for name, at in _core.record.items() if name not in ("width", "max_slots", "max_draws")
+        ]
+        at, name = max(pair for pair in starts if pair[0] <= column)
+        facts = self.facts[row]
+        raise ValueError(
+            f"dtype: {name}{'' if name not in _LISTS else f' of entry {column - at}'} of row {row} is "
+            f"{float(self.table[row, column]):g} at step {facts.step} (t = {facts.t:g}), beyond {dtype}; use float64, or begin "
+            "and end the grid further inside (0, 1)"
+        )
 
     @property
     def rows(self) -> tuple[_core.Row, ...]:

@@ -59,8 +59,8 @@ class EDM(Prediction):
     def __post_init__(self) -> None:
         if isinstance(self.sigma_data, bool) or not isinstance(self.sigma_data, (int, float)):
             raise TypeError(f"sigma_data must be a number, got {type(self.sigma_data).__name__}")
-        if not (math.isfinite(self.sigma_data) and self.sigma_data > 0.0):
-            raise ValueError(f"sigma_data must be a positive finite number, got {self.sigma_data}")
+        if not 1e-30 <= self.sigma_data <= 1e30:  # beyond, squares and their inverses leave float64
+            raise ValueError(f"sigma_data must lie in 1e-30 to 1e30, got {self.sigma_data}")
 
     @property
     def name(self) -> str:  # type: ignore[override]

@@ -270,6 +270,7 @@ class Sampler:
             keep_noise=mask is not None and known_noise == "start",
         )
         state = start.state
+        plan.check_range(state.dtype)
         inpaint = Inpaint.of(mask, known, known_noise, state)
         counts, guidance = branches.scales_of(
             plan, self.guidance, state, guided, guidance_scale, enable_grad, several

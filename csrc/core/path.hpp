@@ -4,6 +4,9 @@
 //   linear         alpha = t, sigma = 1 - t                      CondOT (Lipman et al. 2023), rectified flow (Liu et al. 2023)
 //   trigonometric  alpha = sin(pi t/2), sigma = cos(pi t/2)      GVP (Albergo & Vanden-Eijnden 2023), the cosine schedule
 //   vp             exp(-s^2 (b-a)/4 - s a/2), sqrt(1 - alpha^2)  Song et al. 2021, eq. 29, with diffusion time s = 1 - t
+//   polynomial     alpha = t^n, sigma = 1 - t^n
+//   linear_vp      alpha = t, sigma = sqrt(1 - t^2)
+//   ve             alpha = 1, sigma = sigma_max (1 - t)          Song & Ermon 2019; EDM models (Karras et al. 2022)
 #pragma once
 
 #include "exact_math.hpp"

@@ -25,6 +25,10 @@ Question ask(const HostPath& trained, const HostPrediction& prediction, const Ho
   known.sigma = there.sigma / scale;
   if (lambda < first) return {t, answer, here, known};
   if (lambda > last) return {t, answer, known, known};
+  // Where sigma rises like a root, no float64 t may name the level: the network then takes the point for the nearest one.
+  constexpr double kSameLevel = 1e-10;
+  if (std::isfinite(lambda) && std::abs(level_of(trained, t).lambda - lambda) > kSameLevel)
+    return {t, answer, here, known};
   return {t, answer, here, here};
 }
 

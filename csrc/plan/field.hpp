@@ -52,7 +52,7 @@ struct Question {
 // The field's time of a plan whose path is `along` while the field was trained on `trained`: the one of equal lambda, where
 // x_trained = s x with s = sqrt(alpha^2 + sigma^2) of the trained path by that of the other. s is alpha / alpha~ and
 // sigma / sigma~ wherever those are finite, and is finite at both ends. A level that the trained path does not reach is its
-// nearest end: the network takes the point for one of that level. The data that it then means is what the plan goes by at a
+// nearest end, and one that no float64 time names is that of the nearest time: the network takes the point for one of that level. The data that it then means is what the plan goes by at a
 // level above the path's highest noise; past its lowest the conversion takes the point for what the network does.
 Question ask(const HostPath& trained, const HostPrediction& prediction, const HostPath* along, double r);
 

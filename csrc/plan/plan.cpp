@@ -41,6 +41,7 @@ void check_row(const PlanRow& row, int index, int slots, int steps) {
   if (row.store < -1 || row.store >= slots)
     refuse(where + "store is " + std::to_string(row.store) + ", the plan has " + std::to_string(slots) +
            " slots, numbered from 0 (-1 stores nothing)");
+  if (!(row.in_scale > 0.0)) refuse(where + "in_scale is " + number(row.in_scale) + ", it must be positive");
   if (row.t < 0.0 || row.t > 1.0) refuse(where + "t is " + number(row.t) + ", allowed is [0, 1]");
   if (row.field_t && !(*row.field_t >= 0.0 && *row.field_t <= 1.0))
     refuse(where + "field_t is " + number(*row.field_t) + ", allowed is [0, 1]");
@@ -135,8 +136,16 @@ void validate(const Plan& plan) {
         if (!written[static_cast<std::size_t>(term.id)])
           refuse("row " + std::to_string(i) + ": slot " + std::to_string(term.id) + " is read before any row wrote it");
     if (row.store >= 0) written[static_cast<std::size_t>(row.store)] = true;
+    if (row.evaluates && row.field_t.has_value() != plan.along.has_value())
+      refuse("row " + std::to_string(i) + ": " +
+             (plan.along ? "field_t is missing: the plan integrates along another path than the field's"
+                         : "field_t is given, but the plan integrates along the field's own path"));
   }
-  plan.table();  // refuses too many draws
+  const std::vector<double> table = plan.table();  // refuses too many draws
+  for (std::size_t i = 0; i < table.size(); ++i)
+    if (!std::isfinite(table[i]))
+      refuse("row " + std::to_string(i / record::kWidth) + ": terms of one slot or draw add up to " + number(table[i]) +
+             "; coefficients must be finite");
   // Every step is completed once, in order: callbacks and trajectories count on it.
   int done = 0;
   for (std::size_t i = 0; i < plan.rows.size(); ++i) {

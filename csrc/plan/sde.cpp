@@ -92,6 +92,11 @@ void fill_euler_ancestral(Builder& plan, const Solver&, const SolverOptions& opt
   for (int step = 0; step < plan.steps(); ++step) {
     const Level now = level_of(plan.path(), plan.times()[step]);
     const Level next = level_of(plan.path(), plan.times()[step + 1]);
+    if (options.eta > 0.0 && next.sigma >= now.sigma)
+      throw std::invalid_argument(
+          "solver 'euler_ancestral' steps past the next level and back by noise, so sigma must fall: it is " +
+          std::to_string(now.sigma) + " at t = " + std::to_string(now.t) + " and " + std::to_string(next.sigma) +
+          " at t = " + std::to_string(next.t) + "; use eta=0, or another solver");
     const double sigma_down = next.sigma * (1.0 + options.eta * (next.sigma / now.sigma - 1.0));
     const Level down = next.sigma == 0.0 || options.eta == 0.0
                            ? next

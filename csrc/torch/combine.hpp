@@ -19,7 +19,7 @@ struct CombineCall {
   }
 };
 
-inline const double* row_record(const Tensor& table, int64_t row) {
+inline const double* row_record(const Tensor& table, int64_t row, bool single) {
   PFC_CHECK(table.is_cpu(), "table must be on the CPU: its rows travel as kernel arguments");
   PFC_CHECK(table.scalar_type() == ScalarType::Double && table.dim() == 2 && table.size(1) == record::kWidth &&
                 table.is_contiguous(),
@@ -27,7 +27,8 @@ inline const double* row_record(const Tensor& table, int64_t row) {
   PFC_CHECK(row >= 0 && row < table.size(0), "row is ", row, ", the table has ", table.size(0));
   const double* rec = static_cast<const double*>(table.const_data_ptr()) + row * record::kWidth;
   for (int i = 0; i < record::kWidth; ++i)
-    PFC_CHECK(std::isfinite(rec[i]), "table: row ", row, " has a coefficient that is not finite (column ", i, ")");
+    PFC_CHECK(single ? std::isfinite(static_cast<float>(rec[i])) : std::isfinite(rec[i]), "table: row ", row,
+              " has a coefficient that is not finite in the state's dtype (column ", i, ": ", rec[i], ")");
   PFC_CHECK(rec[record::kStore] >= -1.0 && rec[record::kStore] < kMaxSlots, "table: row ", row, " stores into slot ",
             rec[record::kStore], ", allowed are -1 to ", kMaxSlots - 1);
   for (int n = 0; n < kMaxDraws; ++n)
@@ -47,7 +48,7 @@ inline void set_state(CombineCall& call, const Tensor& x, const OptionalTensor& 
             "x, the state, must be float32 or float64, got ", torch::headeronly::toString(x.scalar_type()));
   args.batch = x.size(0);
   args.sample = sample_size(x);
-  args.record = row_record(table, row);
+  args.record = row_record(table, row, args.state_dtype == DType::kFloat32);
   bool draws = false;
   for (int n = 0; n < kMaxDraws; ++n)
     draws = draws || args.record[record::kS + n] != 0.0 || args.record[record::kR + n] != 0.0;

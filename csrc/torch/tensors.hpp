@@ -79,7 +79,8 @@ inline bool same_shape(const Tensor& a, const Tensor& b) {
 
 // [M * batch, the rest as reference]: how many times the batch it is.
 inline int64_t copies_of(const Tensor& tensor, const Tensor& reference, const char* name) {
-  bool ok = tensor.dim() == reference.dim() && reference.size(0) > 0 && tensor.size(0) % reference.size(0) == 0;
+  bool ok = tensor.dim() == reference.dim() && reference.size(0) > 0 && tensor.size(0) > 0 &&
+            tensor.size(0) % reference.size(0) == 0;
   for (int64_t i = 1; ok && i < tensor.dim(); ++i) ok = tensor.size(i) == reference.size(i);
   if (!ok && tensor.dim() == reference.dim() && reference.size(0) == 0 && tensor.size(0) == 0) return 1;
   PFC_CHECK(ok, name, " has shape ", shape_of(tensor), ", expected [M * B, ...] for the state's ", shape_of(reference));

@@ -62,7 +62,8 @@ def _check_branches(x: Tensor, outs: Sequence[Tensor], guidance: Tensor | None, 
         if out.device != x.device:
             raise ValueError(f"out is on {out.device}, the state is on {x.device}")
         batch = max(x.shape[0], 1)
-        if out.dim() != x.dim() or out.shape[1:] != x.shape[1:] or out.shape[0] % batch:
+        some = out.shape[0] > 0 or x.shape[0] == 0 if out.dim() else False
+        if not some or out.dim() != x.dim() or out.shape[1:] != x.shape[1:] or out.shape[0] % batch:
             raise ValueError(
                 f"out has shape {list(out.shape)}, expected [J * B, ...] for the state's {list(x.shape)}"
             )
