@@ -154,7 +154,7 @@ class InPlaceBuffers:
 
     def set_x(self, x: Tensor) -> None:
         """Replaces the state at a grid point; between the halves of a row."""
-        self.x.copy_(x)
+        self.x.copy_(x.contiguous())  # a hook may return another view of the state
 
     def slot_to_fill(self, slot: int) -> Tensor:
         """A slot's memory, to be written."""
@@ -178,7 +178,7 @@ class FunctionalBuffers:
         # A copy, so that a field that writes into its input cannot reach the caller's x0.
         self.x, self._y, self._scale = x0.clone(), None, 1.0
         # A slot that is not written yet is never read; any tensor of the shape stands in for it.
-        self._slots = [x0] * program.slots
+        self._slots = [x0.detach()] * program.slots
 
     def inputs(self, row: int) -> Tensor:
         point = self.point(row)

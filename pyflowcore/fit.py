@@ -294,6 +294,10 @@ def _init_plan(
                 raise ValueError(
                     f"init is for {name} {getattr(init, name)!r}, the field has {getattr(field, name)!r}"
                 )
+        if init.along != init.path:
+            raise ValueError(
+                f"init integrates along the {init.along.name} path; a learned plan goes along the field's own, {init.path.name}"
+            )
         chosen = init
     elif isinstance(init, str):
         fixed = grids.get(grid).fixed_steps is not None

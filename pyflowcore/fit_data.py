@@ -129,6 +129,11 @@ def _teacher(teacher: Any, field: Field, grid: Any) -> Plan:
         raise TypeError(
             f"teacher must be a pfc.Plan, a solver's name or a pair of tensors (x0, x1), got {type(teacher).__name__}"
         )
+    if teacher.along != teacher.path:
+        raise ValueError(
+            f"teacher integrates along the {teacher.along.name} path; a learned plan goes along the field's own, "
+            f"{teacher.path.name}"
+        )
     if teacher.draws:
         raise ValueError(f"teacher: {teacher.solver!r} draws noise, so its samples are no function of x0")
     return teacher

@@ -132,8 +132,12 @@ def before_rows(
 ) -> Callable[[int], None]:
     """What a run calls before each row: the draws that the row names first, into their slots."""
 
+    recorded = isinstance(buffers, FunctionalBuffers)
+
     def fill(row: int) -> None:
-        for slot, draw in fills[row]:
-            noise.fill(draw, buffers.slot_to_fill(slot))
+        # The memory of an in-place trajectory must not join the graph of a caller's loop.
+        with torch.set_grad_enabled(recorded and torch.is_grad_enabled()):
+            for slot, draw in fills[row]:
+                noise.fill(draw, buffers.slot_to_fill(slot))
 
     return fill

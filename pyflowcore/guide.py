@@ -67,12 +67,13 @@ class Guide:
 
 
 def guide_for(
-    plan: Plan, guidance: CFG | None, field: Field, program: Program, counts: list[int], scales: Tensor | None,
+    plan: Plan, guidance: CFG | None, field: Field | None, program: Program, counts: list[int], scales: Tensor | None,
     state: Tensor,
 ) -> Guide | None:  # fmt: skip
     """The guide of a trajectory; None where constants serve (classifier-free guidance, or one branch everywhere).
 
     Args:
+        field: None where the caller's network is what the plan says.
         counts: for each row of the program the number of branches; a guided row has more than one.
     """
     if guidance is None or scales is None or not guidance.by_sample:
@@ -81,12 +82,12 @@ def guide_for(
         raise ValueError("momentum: a momentum is for one condition, there are several; use momentum=0")
     in_data = guidance.eta != 1.0 or guidance.norm is not None or guidance.momentum != 0.0
     rules = torch.zeros((len(counts), len(RULE)), dtype=torch.float64)
-    data = program.spread(plan.data_coefficients(field.path)) if in_data else []
+    data = program.spread(plan.data_coefficients(field)) if in_data else []
     for i, (row, count) in enumerate(zip(program.facts, counts, strict=True)):
         p, q = 0.0, 1.0
         if in_data and count > 1 and row.evaluates:
             p, q = data[i]
-            q *= field.sign
+            q *= 1 if field is None else field.sign
             if not (math.isfinite(p) and math.isfinite(q)):
                 raise ValueError(
                     f"eta, norm, momentum: at t = {row.t} the {plan.prediction} on {plan.path} does not determine the data, in "

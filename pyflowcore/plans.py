@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from .field import Field
+
 __all__ = ["Plan", "plan", "solvers"]
 
 _FORMAT = "pyflowcore.plan"
@@ -124,13 +126,14 @@ class Plan:
         """Copies of the rows: changing one changes nothing here."""
         return tuple(self._core.rows)
 
-    def data_coefficients(self, path: paths.Path | None = None) -> list[tuple[float, float]]:
+    def data_coefficients(self, field: Field | None = None) -> list[tuple[float, float]]:
         """(p, q) of each row with the data that its evaluation predicts = p y + q out, y the plan's point; not finite where the
         prediction does not determine it, and of a row that evaluates nothing.
 
-        ``path`` is the field's, for plans that were loaded and know theirs by name alone. The field says its data at a point
-        of its own path, which is y times the factor of its input less the prediction's own."""
-        on, kind = (path or self.path)._core, predictions.to_core(self.prediction)
+        ``field`` is one that the plan is for: a plan that was loaded may know path and prediction by name alone. The field says
+        its data at a point of its own path, which is y times the factor of its input less the prediction's own."""
+        known = self if field is None else field
+        on, kind = known.path._core, predictions.to_core(known.prediction)
         pairs, shown = [], 1.0
         for row in self.facts:
             pair = float("nan"), float("nan")

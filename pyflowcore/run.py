@@ -15,7 +15,6 @@ from .buffers import FunctionalBuffers, InPlaceBuffers, is_several
 from .field import Field
 from .given_noise import GivenNoise, before_rows
 from .guide import Guide
-from .paths import Path
 from .plans import Plan
 from .program import Program
 
@@ -52,20 +51,18 @@ class Step:
 
 
 @torch.compiler.assume_constant_result
-def denoise_table(
-    plan: Plan, path: Path, sign: int, origin: tuple[int, ...] | None
-) -> tuple[Tensor, list[bool]]:
+def denoise_table(plan: Plan, field: Field, origin: tuple[int, ...] | None) -> tuple[Tensor, list[bool]]:
     """A table whose rows, the plan's or those that come from them, only convert: their prediction is the data; and which rows
     determine it."""
     r = _core.record
     table = torch.zeros_like(plan.table)
-    for i, (p, q) in enumerate(plan.data_coefficients(path)):
+    for i, (p, q) in enumerate(plan.data_coefficients(field)):
         for name, value in (
             ("evaluates", 1.0),
             ("store", -1.0),
             ("in_scale", 1.0),
             ("p", p),
-            ("q", sign * q),
+            ("q", field.sign * q),
             ("a", 1.0),
             ("c", 1.0),
         ):
@@ -259,7 +256,7 @@ class Run:
             raise RuntimeError(
                 "this run does not keep its points: only the Sampler's own loop with a callback does"
             )
-        table, determined = denoise_table(self.plan, field.path, field.sign, self._origin)
+        table, determined = denoise_table(self.plan, field, self._origin)
 
         def denoised(out: Tensor, uncond: Tensor | None) -> Tensor | None:
             self.next()

@@ -77,11 +77,12 @@ class Sampler:
         if field is not None:
             self._check_field(facts)
         begin = Begin(x0, shape, init, seeds_once(seeds), batch, device, dtype, as_noise(noise))
-        run = self._start(
-            facts, begin, guided=self.guidance is not None, guidance_scale=guidance_scale, enable_grad=enable_grad,
-            stacked=False, edits=(hook, mask, known, known_noise),
-        )  # fmt: skip
-        run.advance_silent()
+        with torch.set_grad_enabled(enable_grad):
+            run = self._start(
+                facts, begin, guided=self.guidance is not None, guidance_scale=guidance_scale, enable_grad=enable_grad,
+                stacked=False, edits=(hook, mask, known, known_noise), unsaid=field is None,
+            )  # fmt: skip
+            run.advance_silent()
         return run
 
     def __call__(
@@ -177,11 +178,12 @@ class Sampler:
             count if count is not None else count_of(seeds, batch),
             weak,
         )
-        run = self._start(
-            facts, begin, guided=guided, guidance_scale=guidance_scale, enable_grad=enable_grad,
-            stacked=doubled is not None, edits=(hook, mask, known, known_noise), keep_points=callback is not None,
-            several=len(several),
-        )  # fmt: skip
+        with torch.set_grad_enabled(enable_grad):
+            run = self._start(
+                facts, begin, guided=guided, guidance_scale=guidance_scale, enable_grad=enable_grad,
+                stacked=doubled is not None, edits=(hook, mask, known, known_noise), keep_points=callback is not None,
+                several=len(several),
+            )  # fmt: skip
         evaluate = branches.evaluator(
             facts, doubled, several, split, shared, weak or facts, self._weak_times(weak, run.buffers.x)
         )
@@ -258,8 +260,9 @@ class Sampler:
     def _start(
         self, field: Field, begin: Begin, *, guided: bool, guidance_scale: Scale | None, enable_grad: bool, stacked: bool,
         edits: tuple[Hook | None, Tensor | None, Tensor | None, str] = (None, None, None, "start"),
-        keep_points: bool = False, scale_per_sample: bool = False, several: int | None = None,
+        keep_points: bool = False, scale_per_sample: bool = False, several: int | None = None, unsaid: bool = False,
     ) -> Run:  # fmt: skip
+        """``unsaid``: there is no field, the caller's network is what the plan says."""
         plan, (hook, mask, known, known_noise) = self.plan, edits
         fresh = mask is not None and known_noise == "fresh" and begin.noise is None
         start = start_of(
@@ -291,7 +294,7 @@ class Sampler:
         run = Run(
             plan, program, state, branches=counts, stacked=stacked, times=times, dtype=field.dtype or state.dtype,
             guidance=guidance, seeds=start.seeds, differentiable=enable_grad, noise=noise, keep_points=keep_points,
-            guide=guide_for(plan, self.guidance, field, program, counts, guidance, state),
+            guide=guide_for(plan, self.guidance, None if unsaid else field, program, counts, guidance, state),
         )  # fmt: skip
         if hook is not None:
             run.at_grid(hook_edit(hook, run.buffers, plan.times))
