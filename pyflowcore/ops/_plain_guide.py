@@ -114,7 +114,11 @@ def _over(a: Tensor, b: Tensor) -> Tensor:
 
 
 def weights(
-    rule: Sequence[float], vectors: Sequence[Tensor], scales: Sequence[Tensor], momentum: bool, dtype: torch.dtype
+    rule: Sequence[float],
+    vectors: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    momentum: bool,
+    dtype: torch.dtype,
 ) -> list[Tensor]:
     """The weights [B] of c_1, of each difference, of u, and of the point (0 where it has none), float64; GuideWeights::solve.
 
@@ -135,9 +139,10 @@ def weights(
         asked = asked + amount.abs()
     left = nothing
     if zero:
-        with torch.no_grad():
-            fits = torch.clamp_min(asked, 1.0) * _over(of(1, 0), of(0, 0)).abs() <= largest
-        left = -_over(torch.where(fits, of(1, 0), 0.0), torch.where(fits, of(0, 0), 0.0))
+        du, uu = of(1, 0), of(0, 0)
+        fits = torch.clamp_min(asked, 1.0) * _over(du, uu).abs() <= largest
+        # Masked before it is divided: no NaN reaches a gradient.
+        left = -_over(torch.where(fits, du, 0.0), torch.where(fits, uu, 0.0))
     if eta != 1.0:
         cc = of(0, 0) if momentum else of.with_c(0) + of.with_c(1)
         data = q * q * cc
