@@ -79,7 +79,7 @@ def _operands(kind: Kind, n: int, device: str) -> _Operands:
     return _Operands(
         stack=torch.randn(2 * batch, n // batch, device=device),
         out=torch.randn(2 * batch, n // batch, device=device),
-        mix=torch.zeros(2 + point, batch, device=device),
+        mix=torch.zeros(3 + point, batch, device=device),
         scratch=torch.zeros(scratch_size(batch, n // batch, 2, point), dtype=torch.float64, device=device),
     )
 

@@ -35,8 +35,8 @@ class Guide:
         self._points = [_plain_guide.uses_point(line) for line in self._lines]
         self.uses_point = any(self._points)
         batch = state.shape[0]
-        weights = state.new_zeros((branches + self.uses_point, batch))
-        self._mix = weights[:branches], weights
+        weights = state.new_zeros((_plain_guide.rows(branches, self.uses_point), batch))
+        self._mix = weights[: _plain_guide.rows(branches, False)], weights
         self.m = torch.zeros_like(state, memory_format=torch.contiguous_format) if momentum else None
         sample = state[0].numel() if batch else 0
         size = _plain_guide.scratch_size(batch, sample, branches, self.uses_point)

@@ -34,7 +34,7 @@ void finish_guide(const GuideArgs& args) {
   using Finish = cuda::GuideFinish<S>;
   const int64_t chunks = guide_chunks(args.sample);
   const cuda::GuideParams params{args, cuda::make_divider(chunks), args.batch * chunks};
-  std::vector<double> shared(Finish::kShared), sums(kMaxGuideSums), work(kMaxGuideVectors + 1);
+  std::vector<double> shared(Finish::kShared), sums(kMaxGuideSums), work(kMaxGuideRows);
   for (int64_t sample = 0; sample < args.batch; ++sample) {
     for_each_thread(1, [&](int64_t, int thread) { Finish::add(params, sample, thread, shared.data()); });
     for_each_thread(1, [&](int64_t, int thread) { Finish::join(params, thread, shared.data(), sums.data()); });

@@ -118,7 +118,7 @@ def test_guidance_by_sample():
         return x, m, mix * 2
 
     scratch = torch.zeros(18, dtype=torch.float64)
-    check(step, values(2, 3), values(4, 3), values(2, 3), torch.zeros(3, 2), scratch, torch.full((1, 1), 3.0))
+    check(step, values(2, 3), values(4, 3), values(2, 3), torch.zeros(4, 2), scratch, torch.full((1, 1), 3.0))
 
 
 def test_changing_shapes():

@@ -126,7 +126,7 @@ def run_combine(library: ctypes.CDLL, case: Case, cuda: bool) -> tuple[int, list
             call.branch[j] = base + j * numel * BYTES[case.out]
     if case.mixed:
         call.mixed, call.mixes_point = 1, int(case.mixes_point)
-        call.scale = buffer("scale", case.state, (case.branches + case.mixes_point) * case.batch)
+        call.scale = buffer("scale", case.state, (case.branches + 1 + case.mixes_point) * case.batch)
         call.scale_branch_stride, call.scale_sample_stride = case.batch, 1
         if case.momentum:
             call.momentum = buffer("momentum", case.state)

@@ -53,7 +53,7 @@ def run(
     vectors = branches + point
     sums = vectors + vectors * (vectors + 1) // 2
     call.partial = buffer(batch * -(-sample // 1024) * sums, "float64", poison=True)
-    call.mix = buffer(vectors * batch, state, poison=True)
+    call.mix = buffer((vectors + 1) * batch, state, poison=True)
     return library.pfc_test_guide(ctypes.byref(call), int(cuda)), arena.parts
 
 

@@ -67,7 +67,7 @@ def run(given, guide_=pfc.ops.guide_, mixed_=pfc.ops.combine_mixed_, split=False
         mixed_(x, COPY, 0, out=out, out2=out2, mix=mix, m=m)
     else:
         point = given["rules"][0, 1] != 1.0 and given["rules"][0, 5] != 0.0
-        mix = x.new_zeros(len(branches) + bool(point), batch)
+        mix = x.new_zeros(len(branches) + 1 + bool(point), batch)
         guide_(x, None, m, mix, x, out, out2, guidance, given["rules"], 0)
         mixed_(x, None, None, None, None, out, out2, mix, m, None, COPY, 0)
     return x, mix, m
@@ -242,7 +242,7 @@ def test_strides():
 @pytest.mark.parametrize("name", ["star", "apg", "momentum"])
 def test_opcheck(name):
     given = inputs(2, 9, RULES[name])
-    mix = given["x"].new_zeros(3 if name != "star" else 2, 2)
+    mix = given["x"].new_zeros(4 if name != "star" else 3, 2)
     out, scratch = given["branches"].reshape(4, 9), torch.zeros(64, dtype=torch.float64)
     arguments = (
         given["x"],
@@ -262,8 +262,8 @@ def test_opcheck(name):
 
 
 REFUSED = {
-    "mix rows": ({"mix": torch.zeros(3, 2)}, ["mix", "[2, 2]", "[3, 2]"]),
-    "mix dtype": ({"mix": torch.zeros(2, 2).double()}, ["mix", "state's dtype"]),
+    "mix rows": ({"mix": torch.zeros(4, 2)}, ["mix", "[3, 2]", "[4, 2]"]),
+    "mix dtype": ({"mix": torch.zeros(3, 2).double()}, ["mix", "state's dtype"]),
     "scratch": ({"scratch": torch.zeros(3, dtype=torch.float64)}, ["scratch", "10", "3"]),
     "scratch dtype": ({"scratch": torch.zeros(64)}, ["scratch", "float64"]),
     "rules": ({"rules": torch.zeros(1, 6, dtype=torch.float64)}, ["rules", "7"]),

@@ -31,7 +31,7 @@ struct CombineArgs {
   int branches = 0;
   const void* scale = nullptr;  // guidance scales of this row, state's dtype
   int64_t scale_branch_stride = 0, scale_sample_stride = 0;
-  // The weights of core/guide.hpp in place of scales: branches of them, one more for the point.
+  // The weights of core/guide.hpp in place of scales: branches + 1 of them, one more for the point.
   bool mixed = false, mixes_point = false;
   const void* momentum = nullptr;  // in place of the first difference
   const int64_t* seeds = nullptr;

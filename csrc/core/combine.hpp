@@ -28,14 +28,14 @@ struct Pass {
   bool writes_state, writes_point, keeps, point_is_state;
 };
 
-template <class V, int kBranches = 0, class S, class Memory>
+template <class V, int kBranches = 0, bool kMixed = false, class S, class Memory>
 PFC_HD void combine_element(const Row<S>& row, const Pass& pass, const Memory& memory) {
   V x_sum{};
   V y_sum{};
   if (row.evaluates) {
     V d{};
     // A row may predict from its point alone (q = 0): where the velocity is taken to be zero.
-    if (kBranches > 0 || pass.branches > 0) d = guide<V, kBranches>(pass.branches, memory);
+    if (kBranches > 0 || pass.branches > 0) d = guide<V, kBranches, kMixed>(pass.branches, memory);
     if (row.q != S(1)) d = row.q * d;
     if (row.p != S(0)) d = row.p * memory.point() + d;
     if (pass.keeps) memory.keep(d);

@@ -8,26 +8,29 @@
 
 namespace pfc {
 
-// By the weights of core/guide.hpp: scale(0) is c_1's, scale(j) that of c_j - u, the last the point's. With weights (0, w - 1)
-// these are the operations of `guide`.
-template <class V, class Memory>
-PFC_HD V mix(int branches, const Memory& memory) {
+// By the weights of core/guide.hpp: scale(0) is c_1's, scale(j) that of c_j - u, then u's and the point's. With weights (0,
+// w - 1, 0) these are the operations of `guide`, for finite branches: 0 times infinity is no zero.
+template <class V, int kBranches, class Memory>
+PFC_HD V mix(int count, const Memory& memory) {
+  const int branches = kBranches > 0 ? kBranches : count;
   const V first = memory.branch(0);
   const V unconditional = memory.branch(branches - 1);
   V sum = memory.scale(1) * (memory.has_momentum() ? memory.momentum() : first - unconditional);
   PFC_NO_UNROLL
   for (int j = 1; j < branches - 1; ++j) sum = sum + memory.scale(j + 1) * (memory.branch(j) - unconditional);
   sum = sum + memory.scale(0) * first;
-  if (memory.mixes_point()) sum = sum + memory.scale(branches) * memory.point();
+  sum = sum + memory.scale(branches) * unconditional;
+  if (memory.mixes_point()) sum = sum + memory.scale(branches + 1) * memory.point();
   return first + sum;
 }
 
 // branch(j) loads branch j, scale(j) the guidance scale of conditional branch j. kBranches is their number where it is known
-// when the code is compiled, else 0.
-template <class V, int kBranches, class Memory>
+// when the code is compiled, else 0; kMixed that they are mixed by weights, which only the code for any number looks up.
+template <class V, int kBranches, bool kMixed, class Memory>
 PFC_HD V guide(int count, const Memory& memory) {
+  if constexpr (kMixed) return mix<V, kBranches>(count, memory);
   if constexpr (kBranches == 0) {
-    if (memory.mixed()) return mix<V>(count, memory);
+    if (memory.mixed()) return mix<V, 0>(count, memory);
   }
   const int branches = kBranches > 0 ? kBranches : count;
   const V unconditional = memory.branch(branches - 1);

@@ -9,7 +9,9 @@
 //   out = (1 + phi (std(c_1) / std(g) - 1)) g                phi
 //
 // All of it is linear in the branches once a sample's inner products are known, so it travels as weights:
-//   out = c_1 + (sum_j mix[j] D_j + mix[0] c_1 + mix[J] y),  D_j = c_j - u, D_1 = m where there is a momentum.
+//   out = c_1 + (sum_j mix[j] D_j + mix[0] c_1 + mix[J] u + mix[J + 1] y),
+// with D_j = c_j - u, D_1 = m where there is a momentum. s has a weight of its own, on u: c - s u = D + (1 - s) u keeps its
+// accuracy however small u is, which weights on D and c_1 would not.
 //
 // The inner products are sums in float64 in an order that the sample's size alone decides: element e belongs to chunk e /
 // kGuideChunk and there to lane e % kGuideLanes; a lane adds its elements in order, lanes are added as a tree, and so are the
@@ -52,8 +54,12 @@ struct GuideArgs {
   const void* scale = nullptr;
   int64_t scale_branch_stride = 0, scale_sample_stride = 0;
   double* partial = nullptr;  // [samples, chunks of a sample, sums]
-  void* mix = nullptr;        // [branches (+ 1 with the point), samples], state's dtype
+  void* mix = nullptr;        // [branches + 1 (+ 1 with the point), samples], state's dtype
 };
+
+// Rows of weights: c_1, the differences, u, and the point.
+PFC_HD constexpr int guide_rows(int branches, bool point) { return branches + 1 + (point ? 1 : 0); }
+inline constexpr int kMaxGuideRows = guide_rows(kMaxBranches, true);
 
 // The vectors whose inner products are taken: u (c_1 where there is a momentum), D_1 ..., and the point. Their sums first,
 // then the products of i <= j, row by row.
@@ -83,8 +89,10 @@ struct GuideWeights {
   const double* sums;
   int vectors, conditions;
   bool momentum, point;
-  double count;  // elements of the sample
+  double count;    // elements of the sample
+  double largest;  // finite number of the state's dtype
 
+  static PFC_HD double size_of(double value) { return value < 0.0 ? -value : value; }
   PFC_HD double sum(int i) const { return sums[i]; }
   PFC_HD double product(int i, int j) const {
     if (i > j) return product_of(j, i);
@@ -106,24 +114,33 @@ struct GuideWeights {
         const double ee = e(i) * e(j);
         const double square = product(i, j);
         total = total + ee * (square - sum(i) * sum(j) / count);
-        const double term = ee * square;
-        size = size + (term < 0.0 ? -term : term);
+        size = size + size_of(ee * square);
       }
     }
     return total;
   }
 
-  // scale(j) is w of condition j, from 0; weight is memory for vectors + 1 numbers, of which the first conditions + 1, and one
-  // more with the point, are the answer.
+  // scale(j) is w of condition j, from 0; weight is memory for kMaxGuideRows numbers, of which the first guide_rows are the
+  // answer. Sums that are not finite serve nothing: the step that needs them is left out.
   template <class Scale>
   PFC_HD void solve(const GuideRule& rule, const Scale& scale, double* weight) const {
-    const int y = vectors - 1;
-    double left = 0.0;  // 1 - s
-    if (rule.zero && product(0, 0) > 0.0) left = -(product(1, 0) / product(0, 0));
+    const int y = vectors - 1, on_u = conditions + 1, on_y = conditions + 2;
+    PFC_NO_UNROLL
+    for (int i = 0; i <= on_y; ++i) weight[i] = 0.0;
+    double asked = 0.0;
+    PFC_NO_UNROLL
+    for (int j = 1; j <= conditions; ++j) asked = asked + size_of(j == 1 ? scale(0) - 1.0 : scale(j - 1));
+    if (asked == 0.0) return;  // c_1 itself, whatever the others are
+    double left = 0.0;         // 1 - s
+    if (rule.zero && product(0, 0) > 0.0) {
+      left = -(product(1, 0) / product(0, 0));
+      // A u so small that its weight is no number of the state's dtype is a u of zero.
+      if (!((asked > 1.0 ? asked : 1.0) * size_of(left) <= largest)) left = 0.0;
+    }
     const double cc = momentum ? product(0, 0) : with_c(0) + with_c(1);
     double data = rule.q * rule.q * cc;  // squared norm of the data that c_1 predicts
     if (point) data = rule.p * rule.p * product(y, y) + (2.0 * rule.p * rule.q * with_c(y) + data);
-    double all = 0.0, on_c = 0.0, on_y = 0.0;
+    double all = 0.0;
     PFC_NO_UNROLL
     for (int j = 1; j <= conditions; ++j) {
       double h = j == 1 ? scale(0) - 1.0 : scale(j - 1);
@@ -139,48 +156,52 @@ struct GuideWeights {
         if (momentum) along = rule.q * with_c(j);
         if (point) along = rule.p * (product(j, y) + left * product(0, y)) + along;
         const double parallel = h * (rule.eta - 1.0) * (along / data);
-        on_c = on_c + parallel * rule.q;
-        if (point) on_y = on_y + parallel * rule.p;
+        if (size_of(parallel) <= largest) {
+          weight[0] = weight[0] + parallel * rule.q;
+          if (point) weight[on_y] = weight[on_y] + parallel * rule.p;
+        }
       }
       weight[j] = h;
       all = all + h;
     }
-    if (left != 0.0) {
-      on_c = on_c + all * left;
-      weight[1] = weight[1] - all * left;
-    }
-    weight[0] = on_c;
-    weight[conditions + 1] = on_y;
+    if (left != 0.0) weight[on_u] = all * left;
     if (rule.phi == 0.0) return;
     double size_c, size_g;
     const bool m = momentum;
     const double of_c = variance([m](int i) { return i == 0 || (i == 1 && !m) ? 1.0 : 0.0; }, size_c);
     const double of_g = variance(
-        [m, weight](int i) {
-          if (i == 0) return 1.0 + weight[0];
+        [m, weight, on_u, conditions = conditions](int i) {
+          if (i == 0) return 1.0 + (weight[0] + weight[on_u]);
+          if (i > conditions) return weight[i + 1];  // the point
           return i == 1 && !m ? 1.0 + (weight[0] + weight[1]) : weight[i];
         },
         size_g);
     // A guided prediction that is constant but for rounding has nothing to rescale.
     if (!(of_g > 1e-13 * size_g)) return;
     const double grown = rule.phi * (exact::sqrt((of_c > 0.0 ? of_c : 0.0) / of_g) - 1.0);
+    double most = 1.0;
+    PFC_NO_UNROLL
+    for (int i = 0; i <= on_y; ++i) most = most + size_of(weight[i]);
+    if (!(most * (1.0 + size_of(grown)) <= largest)) return;
     weight[0] = weight[0] + grown * (1.0 + weight[0]);
     PFC_NO_UNROLL
-    for (int i = 1; i <= conditions + 1; ++i) weight[i] = weight[i] + grown * weight[i];
+    for (int i = 1; i <= on_y; ++i) weight[i] = weight[i] + grown * weight[i];
   }
 };
 
-// The weights of one sample from its finished sums; work is memory for kMaxGuideVectors + 1 numbers.
+// The weights of one sample from its finished sums; work is memory for kMaxGuideRows numbers.
 template <class S>
 PFC_HD void guide_sample(const GuideArgs& args, int64_t sample, const double* sums, double* work) {
   const bool point = args.point != nullptr;
+  const double largest = sizeof(S) == 4 ? 3.4028234663852886e38 : 1.7976931348623157e308;
   const GuideWeights weights{
-      sums, guide_vectors(args), args.branches - 1, args.momentum != nullptr, point, static_cast<double>(args.sample)};
+      sums,   guide_vectors(args), args.branches - 1, args.momentum != nullptr, point, static_cast<double>(args.sample),
+      largest};
   const S* scale = static_cast<const S*>(args.scale) + sample * args.scale_sample_stride;
   const int64_t stride = args.scale_branch_stride;
   weights.solve(args.rule, [scale, stride](int j) { return static_cast<double>(scale[j * stride]); }, work);
   S* mix = static_cast<S*>(args.mix);
-  const int rows = args.branches + (point ? 1 : 0);
+  const int rows = guide_rows(args.branches, point);
   PFC_NO_UNROLL
   for (int i = 0; i < rows; ++i) mix[i * args.batch + sample] = static_cast<S>(work[i]);
 }

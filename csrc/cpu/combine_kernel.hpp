@@ -15,7 +15,7 @@ struct Streams {
   const CombineArgs* args;
   int64_t numel;
   S in_scale;
-  S scale[kMaxBranches + 1];  // guidance scales, or weights, of the segment at hand
+  S scale[kMaxBranches + 2];  // guidance scales, or weights, of the segment at hand
   const float* noise;         // [draws][kChunk], of the chunk that begins at chunk_begin
   int64_t chunk_begin;
 };
@@ -94,7 +94,7 @@ struct ManyElements {
   }
 };
 
-template <class S, int kBranches, int kDType>
+template <class S, int kBranches, int kDType, bool kMixed = false>
 inline void combine_range(const CombineArgs& given, int64_t begin, int64_t end) {
   // A copy whose address stays here: the stores below cannot change it, so its pointers stay in registers.
   const CombineArgs args = given;
@@ -105,7 +105,7 @@ inline void combine_range(const CombineArgs& given, int64_t begin, int64_t end) 
   Streams<S> m{&args, args.batch * args.sample, row.in_scale, {}, noise, 0};
   const bool per_sample = args.scale != nullptr && args.scale_sample_stride != 0;
   const S* scale = static_cast<const S*>(args.scale);
-  const int scales = args.mixed ? args.branches + args.mixes_point : args.branches - 1;
+  const int scales = args.mixed ? args.branches + 1 + args.mixes_point : args.branches - 1;
 
   for (int64_t i = begin; i < end;) {
     const int64_t chunk_end = row.draws > 0 && end > i + kChunk ? i + kChunk : end;
@@ -124,10 +124,10 @@ inline void combine_range(const CombineArgs& given, int64_t begin, int64_t end) 
       // Vectors start at multiples of a cache line, which streaming stores need.
       constexpr int64_t kAlign = 64 / sizeof(uint16_t);
       const int64_t head = i + (kAlign - i % kAlign) % kAlign;
-      for (; i < stop && i < head; ++i) combine_element<S, kBranches>(row, pass, OneElement<S>{m, i});
+      for (; i < stop && i < head; ++i) combine_element<S, kBranches, kMixed>(row, pass, OneElement<S>{m, i});
       for (; i + Wide<S>::kSize <= stop; i += Wide<S>::kSize)
-        combine_element<Wide<S>, kBranches>(row, pass, ManyElements<S, kDType>{m, i, args.streaming});
-      for (; i < stop; ++i) combine_element<S, kBranches>(row, pass, OneElement<S>{m, i});
+        combine_element<Wide<S>, kBranches, kMixed>(row, pass, ManyElements<S, kDType>{m, i, args.streaming});
+      for (; i < stop; ++i) combine_element<S, kBranches, kMixed>(row, pass, OneElement<S>{m, i});
     }
   }
   if (args.streaming) finish_streaming();
@@ -135,20 +135,24 @@ inline void combine_range(const CombineArgs& given, int64_t begin, int64_t end) 
 
 // The usual shapes of a call get code of their own: a float32 state, one or two branches, and one dtype for all that the
 // field takes and gives. What is left to decide within a row is the same for every element and costs little.
-template <int kBranches>
+template <int kBranches, bool kMixed = false>
 inline void combine_float(const CombineArgs& args, int64_t begin, int64_t end) {
   if (args.copies > 0 && args.inp_dtype != args.out_dtype) return combine_range<float, 0, -1>(args, begin, end);
   switch (args.out_dtype) {
-    case DType::kFloat32: return combine_range<float, kBranches, static_cast<int>(DType::kFloat32)>(args, begin, end);
-    case DType::kBFloat16: return combine_range<float, kBranches, static_cast<int>(DType::kBFloat16)>(args, begin, end);
-    case DType::kFloat16: return combine_range<float, kBranches, static_cast<int>(DType::kFloat16)>(args, begin, end);
+    case DType::kFloat32:
+      return combine_range<float, kBranches, static_cast<int>(DType::kFloat32), kMixed>(args, begin, end);
+    case DType::kBFloat16:
+      return combine_range<float, kBranches, static_cast<int>(DType::kBFloat16), kMixed>(args, begin, end);
+    case DType::kFloat16:
+      return combine_range<float, kBranches, static_cast<int>(DType::kFloat16), kMixed>(args, begin, end);
     default: return combine_range<float, 0, -1>(args, begin, end);
   }
 }
 
 inline void combine(const CombineArgs& args, int64_t begin, int64_t end) {
   if (args.state_dtype == DType::kFloat64) return combine_range<double, 0, -1>(args, begin, end);
-  if (args.mixed) return combine_float<0>(args, begin, end);
+  if (args.mixed)
+    return args.branches == 2 ? combine_float<2, true>(args, begin, end) : combine_float<0>(args, begin, end);
   if (args.branches == 1) return combine_float<1>(args, begin, end);
   if (args.branches == 2) return combine_float<2>(args, begin, end);
   return combine_range<float, 0, -1>(args, begin, end);

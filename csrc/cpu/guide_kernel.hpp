@@ -157,7 +157,7 @@ inline void guide_finish(const GuideArgs& args, int64_t begin, int64_t end) {
   for (int64_t sample = begin; sample < end; ++sample) {
     const double* partial = args.partial + sample * chunks * count;
     double sums[kMaxGuideSums];
-    double work[kMaxGuideVectors + 1];
+    double work[kMaxGuideRows];
     for (int s = 0; s < count; ++s) {
       // Stripes without a chunk hold zero, and are left out.
       double stripe[kGuideStripes];

@@ -25,7 +25,7 @@ template <class S>
 __global__ void __launch_bounds__(kThreads) guide_finish_kernel(const __grid_constant__ GuideParams params) {
   __shared__ double shared[GuideFinish<S>::kShared];
   __shared__ double sums[kMaxGuideSums];
-  __shared__ double work[kMaxGuideVectors + 1];
+  __shared__ double work[kMaxGuideRows];
   const int thread = static_cast<int>(threadIdx.x);
   GuideFinish<S>::add(params, blockIdx.x, thread, shared);
   __syncthreads();
@@ -37,6 +37,8 @@ __global__ void __launch_bounds__(kThreads) guide_finish_kernel(const __grid_con
 template <class S>
 cudaError_t start_guide(const GuideArgs& args, cudaStream_t stream) {
   return dispatch_guide<S>(args, [&]<class C>(C, const GuideParams& params) {
+    // Both or neither: the first moves the momentum.
+    if (!can_start(guide_tiles(params)) || !can_start(args.batch)) return cudaErrorInvalidConfiguration;
     const cudaError_t error = start(&guide_kernel<C>, params, guide_tiles(params), stream);
     return error != cudaSuccess ? error : start(&guide_finish_kernel<S>, params, args.batch, stream);
   });

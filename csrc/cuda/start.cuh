@@ -9,10 +9,13 @@
 
 namespace pfc::cuda {
 
+// A grid has at most 2^31 - 1 blocks. Tiles of 1,024 elements or more reach that in no memory there is; guide_'s second
+// kernel, whose tile is a sample of any size, could.
+inline bool can_start(int64_t tiles) { return tiles <= std::numeric_limits<int32_t>::max(); }
+
 template <class Params>
 cudaError_t start(void (*kernel)(Params), const Params& params, int64_t tiles, cudaStream_t stream) {
-  // 2^31 - 1 tiles are beyond any memory: at least 1,024 elements each.
-  if (tiles > std::numeric_limits<int32_t>::max()) return cudaErrorInvalidConfiguration;
+  if (!can_start(tiles)) return cudaErrorInvalidConfiguration;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(tiles));
   config.blockDim = dim3(kThreads);

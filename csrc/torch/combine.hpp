@@ -116,7 +116,7 @@ inline void check_like_state(const Tensor& tensor, const Tensor& x, const char* 
             torch::headeronly::toString(x.scalar_type()));
 }
 
-// mix [branches (+ 1 with the point), B], and the momentum that takes the first difference's place: core/guide.hpp.
+// mix [branches + 1 (+ 1 with the point), B], and the momentum that takes the first difference's place: core/guide.hpp.
 inline void set_mix(CombineCall& call, const Tensor& x, const Tensor& mix, const OptionalTensor& momentum) {
   CombineArgs& args = call.args;
   if (args.batch == 0) return;
@@ -124,11 +124,11 @@ inline void set_mix(CombineCall& call, const Tensor& x, const Tensor& mix, const
   Place(x).check(mix, "mix");
   const int64_t rows = mix.dim() == 2 ? mix.size(0) : 0;
   PFC_CHECK(mix.scalar_type() == x.scalar_type() && mix.is_contiguous() &&
-                (rows == args.branches || rows == args.branches + 1) && mix.size(1) == args.batch,
-            "mix must be contiguous [", args.branches, " or ", args.branches + 1, ", ", args.batch,
+                (rows == args.branches + 1 || rows == args.branches + 2) && mix.size(1) == args.batch,
+            "mix must be contiguous [", args.branches + 1, " or ", args.branches + 2, ", ", args.batch,
             "] of the state's dtype, got ", shape_of(mix), " of ", torch::headeronly::toString(mix.scalar_type()));
   args.mixed = true;
-  args.mixes_point = rows > args.branches;
+  args.mixes_point = rows > args.branches + 1;
   args.scale = mix.const_data_ptr();
   args.scale_branch_stride = args.batch;
   args.scale_sample_stride = 1;

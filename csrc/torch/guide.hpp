@@ -60,7 +60,7 @@ inline GuideCall prepare_guide(const Tensor& x, const OptionalTensor& y, Optiona
     PFC_CHECK(args.rule.q != 0.0, "m: row ", row, " has q = 0, and a momentum is divided by it");
     args.momentum = m->mutable_data_ptr();
   }
-  const int64_t rows = args.branches + (args.point != nullptr ? 1 : 0);
+  const int64_t rows = guide_rows(args.branches, args.point != nullptr);
   Place(x).check(mix, "mix");
   check_written(mix, "mix");
   PFC_CHECK(mix.scalar_type() == x.scalar_type() && mix.dim() == 2 && mix.size(0) == rows && mix.size(1) == args.batch,

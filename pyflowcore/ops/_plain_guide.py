@@ -20,6 +20,11 @@ def uses_point(rule: Sequence[float]) -> bool:
     return rule[RULE.index("eta")] != 1.0 and rule[RULE.index("p")] != 0.0
 
 
+def rows(branches: int, point: bool) -> int:
+    """How many weights a sample has: c_1's, one for each difference, u's, the point's."""
+    return branches + 1 + point
+
+
 def scratch_size(batch: int, sample: int, branches: int, point: bool) -> int:
     """Float64 numbers that guide_ needs to work with, for samples of ``sample`` elements."""
     vectors = branches + point
@@ -109,20 +114,35 @@ def _over(a: Tensor, b: Tensor) -> Tensor:
 
 
 def weights(
-    rule: Sequence[float], vectors: Sequence[Tensor], scales: Sequence[Tensor], momentum: bool
+    rule: Sequence[float],
+    vectors: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    momentum: bool,
+    dtype: torch.dtype,
 ) -> list[Tensor]:
-    """The weights [B] of c_1, of each difference, and of the point (0 where it has none), float64; GuideWeights::solve.
+    """The weights [B] of c_1, of each difference, of u, and of the point (0 where it has none), float64; GuideWeights::solve.
 
     Args:
         rule: a line of rules.
         vectors: float64 [B, N]: u (c_1 with a momentum), the differences (or the momentum), the point if it is used.
         scales: float64 [B] or [1] for each condition.
+        dtype: the state's: its largest number bounds what a weight can be.
     """
+    largest = torch.finfo(dtype).max
     zero, eta, norm, _, phi, p, q = rule
     point, conditions = uses_point(rule), len(scales)
     y, of = len(vectors) - 1, _Products(vectors, momentum)
     nothing = torch.zeros_like(of(0, 0))
-    left = -_over(of(1, 0), of(0, 0)) if zero else nothing
+    amounts = [(scales[0] - 1.0 if j == 0 else scales[j]) + nothing for j in range(conditions)]
+    asked = nothing
+    for amount in amounts:
+        asked = asked + amount.abs()
+    left = nothing
+    if zero:
+        du, uu = of(1, 0), of(0, 0)
+        fits = torch.clamp_min(asked, 1.0) * _over(du, uu).abs() <= largest
+        # Masked before it is divided: no NaN reaches a gradient.
+        left = -_over(torch.where(fits, du, 0.0), torch.where(fits, uu, 0.0))
     if eta != 1.0:
         cc = of(0, 0) if momentum else of.with_c(0) + of.with_c(1)
         data = q * q * cc
@@ -130,8 +150,7 @@ def weights(
             data = p * p * of(y, y) + (2.0 * p * q * of.with_c(y) + data)
     total, on_c, on_y = nothing, nothing, nothing
     weight = []
-    for j in range(1, conditions + 1):
-        h = (scales[0] - 1.0 if j == 1 else scales[j - 1]) + nothing
+    for j, h in enumerate(amounts, start=1):
         if norm > 0.0:
             square = of(j, j)
             if not momentum:
@@ -145,21 +164,29 @@ def weights(
             if point:
                 along = p * (of(j, y) + left * of(0, y)) + along
             parallel = h * (eta - 1.0) * _over(along, data)
+            parallel = torch.where(parallel.abs() <= largest, parallel, 0.0)
             on_c = on_c + parallel * q
             on_y = on_y + parallel * p
         weight.append(h)
         total = total + h
-    on_c = on_c + total * left
-    weight[0] = weight[0] - total * left
-    weight = [on_c, *weight, on_y]
+    weight = [on_c, *weight, total * left, on_y]
+    # c_1 itself, whatever the others are. A weight that is 0 anyway keeps its gradient.
+    weight = [torch.where((asked == 0.0) & ~torch.isfinite(value), 0.0, value) for value in weight]
     if phi == 0.0:
         return weight
     one = torch.ones_like(nothing)
     of_c, _ = of.variance(lambda i: one if i == 0 or (i == 1 and not momentum) else nothing)
-    g = [1.0 + weight[0], weight[1] if momentum else 1.0 + (weight[0] + weight[1]), *weight[2:]]
+    on_u = weight[conditions + 1]
+    on_d = weight[1] if momentum else 1.0 + (weight[0] + weight[1])
+    g = [1.0 + (weight[0] + on_u), on_d, *weight[2 : conditions + 1], weight[-1]]
     of_g, size = of.variance(lambda i: g[i])
     ratio = _root(_over(torch.where(of_c > 0, of_c, 0.0), of_g))
-    grown = torch.where(of_g > 1e-13 * size, phi * (ratio - 1.0), 0.0)
+    grown = phi * (ratio - 1.0)
+    most = one
+    for value in weight:
+        most = most + value.abs()
+    applies = (of_g > 1e-13 * size) & (most * (1.0 + grown.abs()) <= largest)
+    grown = torch.where(applies, grown, 0.0)
     return [weight[0] + grown * (1.0 + weight[0]), *(value + grown * value for value in weight[1:])]
 
 
@@ -180,8 +207,8 @@ def guide(
         vectors = [outs[0], m.double().flatten(1)]
     if uses_point(rule):
         vectors.append(point.double().flatten(1))
-    found = weights(rule, vectors, [scale.double() for scale in scales], m is not None)
-    return [value.to(dtype) for value in found[: len(branches) + uses_point(rule)]], m
+    found = weights(rule, vectors, [scale.double() for scale in scales], m is not None, dtype)
+    return [value.to(dtype) for value in found[: rows(len(branches), uses_point(rule))]], m
 
 
 def mixed(mix: Sequence[Tensor], branches: Sequence[Tensor], point: Tensor, m: Tensor | None) -> Tensor:
@@ -192,8 +219,9 @@ def mixed(mix: Sequence[Tensor], branches: Sequence[Tensor], point: Tensor, m: T
     for j, out in enumerate(outs[1:-1], start=2):
         total = total + mix[j].reshape(shape) * (out - outs[-1])
     total = total + mix[0].reshape(shape) * outs[0]
-    if len(mix) > len(outs):
-        total = total + mix[len(outs)].reshape(shape) * point
+    total = total + mix[len(outs)].reshape(shape) * outs[-1]
+    if len(mix) > rows(len(outs), False):
+        total = total + mix[-1].reshape(shape) * point
     return outs[0] + total
 
 

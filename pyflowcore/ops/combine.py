@@ -107,9 +107,12 @@ def _check_written(x: Tensor, y_out: Tensor | None, inp: Tensor | None, slots: T
             )
 
 
-def _check_overlap(x: Tensor, written: dict[str, Tensor | None], read: dict[str, Tensor | None]) -> None:
+def _check_overlap(
+    x: Tensor, written: dict[str, Tensor | None], read: dict[str, Tensor | None], in_place: bool = True
+) -> None:
     """Written buffers share no memory with each other, and with what is read only where each element is read before it is
-    written: at the same place in a block of the state's shape (a point updated in place, an output that is the input)."""
+    written: at the same place in a block of the state's shape (a point updated in place, an output that is the input); nor
+    there if ``in_place`` is False."""
     if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type == "meta":
         return  # no addresses to look at
     block = x.numel() * x.element_size()
@@ -135,13 +138,15 @@ def _check_overlap(x: Tensor, written: dict[str, Tensor | None], read: dict[str,
             if first >= stop or start >= end:
                 continue
             owner = written[other]
-            in_place = owner is not None and tensor.dtype == owner.dtype and (first - start) % block == 0
-            if not in_place or name in ("guidance", "seeds", "table"):
-                shared = min(end, stop) - max(first, start)
-                raise ValueError(
-                    f"{name} is read and {other} is written, and they overlap in memory by {shared} bytes; they may be one "
-                    "buffer, but not parts of one that are shifted against each other"
-                )
+            same = owner is not None and tensor.dtype == owner.dtype and (first - start) % block == 0
+            if in_place and same and name not in ("guidance", "mix", "seeds", "table"):
+                continue
+            shared = min(end, stop) - max(first, start)
+            allowed = "they may be one buffer, but not parts of one that are shifted against each other"
+            raise ValueError(
+                f"{name} is read and {other} is written, and they overlap in memory by {shared} bytes; "
+                + (allowed if in_place else "nothing that is written may be shared")
+            )
 
 
 def mark_written(*tensors: Tensor | None) -> None:
