@@ -135,7 +135,7 @@ class CFG:
             return [1 if line is None else 2 for line in lines], once.expand(len(times), -1)
         lines = [None if line is None or is_all(line, 1.0) else line for line in lines]
         wanted = [line for line in lines if line is not None]
-        width = max((len(line) for line in wanted), default=1)
+        width = max([1, *(len(line) for line in wanted)])
         one = wanted[0].new_ones(width) if wanted else torch.ones(width, dtype=torch.float64)
         values = torch.stack([one if line is None else line.expand(width) for line in lines])
         return [1 if line is None else 2 for line in lines], values
@@ -159,7 +159,7 @@ class CFG:
             alone = is_all(products[0], 1.0) and all(is_all(other, 0.0) for other in products[1:])
             lines.append(None if alone else torch.stack(products))
         wanted = [line for line in lines if line is not None]
-        width = max((line.shape[1] for line in wanted), default=1)
+        width = max([1, *(line.shape[1] for line in wanted)])
         like = wanted[0] if wanted else torch.empty(0, dtype=torch.float64)
         one = like.new_ones(conditions, width)
         values = torch.stack([one if line is None else line.expand(-1, width) for line in lines])

@@ -74,7 +74,7 @@ def start_of(
         return Start(tensor, keys)
     if plan.times[0] == 0.0:
         # A copy: the caller may write into x0 while the trajectory runs.
-        scale = plan.along.noise_scale
+        scale = _noise_scale(plan)
         return Start(tensor, keys, tensor.clone() if scale == 1.0 else tensor / scale)
     noise, keys = _noise(begin, tensor.shape, tensor.dtype, tensor.device, keys)
     return Start(tensor, keys, noise)
@@ -120,7 +120,7 @@ def _from_noise(plan: Plan, begin: Begin, shape: Sequence[int], keep_noise: bool
     noise, keys = _noise(begin, (count, *shape), dtype, begin.device, None)
     if keys is None and begin.seeds is not None:
         keys = _seeds_for(begin.seeds, count, begin.device)
-    scale = plan.along.noise_scale
+    scale = _noise_scale(plan)
     return Start(noise if scale == 1.0 else noise * scale, keys, noise if keep_noise else None)
 
 
@@ -145,6 +145,11 @@ def _first_level(plan: Plan) -> tuple[float, float]:
     """alpha and sigma at the plan's first time."""
     alpha, sigma, _, _ = plan.along.coefficients([plan.times[0]])
     return float(alpha[0]), float(sigma[0])
+
+
+@torch.compiler.assume_constant_result
+def _noise_scale(plan: Plan) -> float:
+    return float(plan.along.noise_scale)
 
 
 def _noise(

@@ -259,7 +259,7 @@ class Run:
             raise RuntimeError(
                 "this run does not keep its points: only the Sampler's own loop with a callback does"
             )
-        table, determined = denoise_table(self.plan, field.path, field.sign, self._origin)
+        table, determined = denoise_table(self.plan, self.plan.path, field.sign, self._origin)
 
         def denoised(out: Tensor, uncond: Tensor | None) -> Tensor | None:
             self.next()

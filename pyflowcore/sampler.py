@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import branches, conditions
+from . import branches, conditions, paths
 from .capture import CapturedRun
 from .edits import Hook, Inpaint, hook_edit, inpaint_edit
 from .field import Field, as_field
@@ -249,7 +249,7 @@ class Sampler:
             raise ValueError(
                 f"{whose}prediction: the plan is for {self.plan.prediction!r}, the field predicts {field.prediction!r}"
             )
-        if field.path != self.plan.path:
+        if not paths.same(field.path, self.plan.path):
             raise ValueError(
                 f"{whose}path: the plan is for {self.plan.path}, the field was trained on {field.path}; pfc.plan(..., "
                 "path=field.path, along=...) integrates it on another path"
@@ -261,6 +261,7 @@ class Sampler:
         keep_points: bool = False, scale_per_sample: bool = False, several: int | None = None,
     ) -> Run:  # fmt: skip
         plan, (hook, mask, known, known_noise) = self.plan, edits
+        plan = plan.on(field.path, field.prediction)
         fresh = mask is not None and known_noise == "fresh" and begin.noise is None
         start = start_of(
             plan,
@@ -306,7 +307,12 @@ class Sampler:
 
     def _times(self, field: Field, state: Tensor, counts: list[int], stacked: bool) -> list[Tensor]:
         """The network's time of every row, computed in float64 and cast once."""
-        mapped = field.network_times(self.plan.row_times, state.dtype).to(state.device)
+        plan = self.plan.on(field.path, field.prediction)
+        if field.time is not None or (isinstance(field.prediction, str) and field.path.code is not None):
+            mapped = field.map_times(plan.row_times)
+        else:
+            mapped = _own_times(plan, field.round_time)
+        mapped = field.cast_times(mapped, state.dtype).to(state.device)
         if field.time_shape == "scalar":
             return list(mapped.unbind())
         batch, most = state.shape[0], max(counts) if stacked else 1
@@ -355,6 +361,13 @@ class Sampler:
         if return_trajectory:
             return Trajectory(torch.tensor(self.plan.times, dtype=torch.float64), torch.stack(states))
         return run.x
+
+
+# Its formulas are NumPy's, which a compiled function cannot trace, and it is of plans alone, as program_of.
+@torch.compiler.assume_constant_result
+def _own_times(plan: Plan, round_time: bool) -> Tensor:
+    """The network's times, float64 [rows], of fields whose prediction or path says them."""
+    return Field(_no_net, plan.prediction, plan.path, round_time=round_time).map_times(plan.row_times)
 
 
 @torch.compiler.assume_constant_result
