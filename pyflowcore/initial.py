@@ -12,7 +12,7 @@ from .given_noise import GivenNoise
 from .ops.randn import randn, seeds_tensor
 from .plans import Plan
 
-__all__ = ["Begin", "Start", "count_of", "seeds_once", "start_of"]
+__all__ = ["Begin", "Start", "check_shape", "count_of", "seeds_once", "start_of"]
 
 
 @dataclass
@@ -100,7 +100,7 @@ def _state_from(begin: Begin, enable_grad: bool) -> Tensor:
 
 
 def _from_noise(plan: Plan, begin: Begin, shape: Sequence[int], keep_noise: bool) -> Start:
-    _check_shape(shape)
+    check_shape(shape)
     if plan.times[0] > plan.times[-1]:
         raise ValueError(
             f"x0 is missing: the plan runs backwards from t = {plan.times[0]}, so x0 is data (or the state there) and must be "
@@ -124,7 +124,8 @@ def _from_noise(plan: Plan, begin: Begin, shape: Sequence[int], keep_noise: bool
     return Start(noise if scale == 1.0 else noise * scale, keys, noise if keep_noise else None)
 
 
-def _check_shape(shape: object) -> None:
+def check_shape(shape: object) -> None:
+    """Refuses what is no shape of one sample."""
     wrong = isinstance(shape, str) or not isinstance(shape, Sequence)
     if wrong or any(isinstance(size, (float, str, bool)) for size in shape):  # type: ignore[attr-defined]
         kind = type(shape).__name__

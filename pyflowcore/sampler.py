@@ -15,7 +15,7 @@ from .field import Field, as_field
 from .given_noise import Noise, as_noise
 from .guidance import CFG
 from .guide import guide_for
-from .initial import Begin, count_of, seeds_once, start_of
+from .initial import Begin, check_shape, count_of, seeds_once, start_of
 from .plans import Plan
 from .program import program_of
 from .run import Run, Trajectory
@@ -73,6 +73,8 @@ class Sampler:
 
         ``field`` is optional: its time map, dtype and sign are then applied to what the run hands out and takes.
         """
+        _check_callable("hook", hook)
+        _check_device(device)
         facts = Field(_no_net) if field is None else as_field(field)
         if field is not None:
             self._check_field(facts)
@@ -150,6 +152,9 @@ class Sampler:
         Raises:
             TypeError, ValueError: naming the argument, what came and what is allowed.
         """
+        _check_callable("hook", hook)
+        _check_callable("callback", callback)
+        _check_device(device)
         facts = as_field(field)
         self._check_field(facts)
         several = branches.conditions_of(cond)
@@ -216,6 +221,8 @@ class Sampler:
             dtype: of the state, float32 (default) or float64.
             warmup: trajectories that run before the capture.
         """
+        check_shape(shape)
+        _check_device(device)
         facts = as_field(field)
         self._check_field(facts)
         several = branches.conditions_of(cond)
@@ -384,6 +391,20 @@ def _last_evaluations(plan: Plan) -> tuple[bool, ...]:
 
 def _no_net(x: Tensor, t: Tensor) -> Tensor:
     raise RuntimeError("this run was started without a field: its caller evaluates the network")
+
+
+def _check_callable(name: str, value: object) -> None:
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be a function, or None, got {type(value).__name__} {value!r}")
+
+
+def _check_device(device: object) -> None:
+    if device is None or isinstance(device, torch.device):
+        return
+    try:
+        torch.device(device)  # type: ignore[call-overload]
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be a torch.device or its name, got {device!r}: {error}") from None
 
 
 def _mapping(value: dict[str, Any] | None, name: str) -> dict[str, Any]:

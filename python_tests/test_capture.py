@@ -366,7 +366,7 @@ def test_one_tensor_for_both_branches_stays_one():
             graph(seeds=range(3), **pair), sampler(looked_up, shape=SHAPE, seeds=range(3), **pair)
         )
     for wrong in ({"cond": pair["cond"]}, {**pair, "uncond": {"y": null, "table": table}}):
-        with pytest.raises(ValueError, match="cond, uncond: .* the same tensor"):
+        with pytest.raises(ValueError, match=r"cond, uncond: .* the same tensor"):
             graph(seeds=range(3), **wrong)
     # A tensor with the batch dimension is each branch's own, were it the same in the example.
     same = capture(sampler, conditional, cond={"y": y}, uncond={"y": y})
