@@ -119,7 +119,7 @@ def to_plan(found: Coefficients, like: Plan) -> Plan:
     ]  # fmt: skip
     return Plan.from_dict(
         {
-            **like.to_dict(), "solver": "bns", "working": like.prediction, "times": times, "slots": n - 1,
+            **like.to_dict(), **like.functions(), "solver": "bns", "working": like.prediction, "times": times, "slots": n - 1,
             "rows": rows,
         }
     )  # fmt: skip

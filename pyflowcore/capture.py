@@ -64,7 +64,7 @@ class CapturedRun:
         self.device, self.dtype = device, dtype
         self._guidance = sampler.guidance
         self._field, self._shared = field, shared
-        self._several, self._uncond = _copies(several), _copies(uncond)
+        self._several, self._uncond, self._places = _copies(several, uncond, batch)
         self._guided = branches.guided(sampler.guidance, several, uncond)
         self._weak = sampler._weak(self._guided)
         doubled, _ = branches.batches(
@@ -143,6 +143,7 @@ class CapturedRun:
         if out is not None:
             _check_like(out, self.x, "out")
         copies = _new_values(self._several, self._uncond, cond, uncond)
+        _check_shared(copies, self._places)
         if self._graph is not None:
             torch.cuda.current_stream(self.device).wait_event(self._done)
         # From here on the buffers are written; everything is checked before.
@@ -244,9 +245,35 @@ def _new_values(
     return pairs
 
 
-def _copies(tree: Any) -> Any:
-    """The same tree with tensors of its own."""
-    return conditions.map_tensors(tree, lambda tensor: tensor.detach().clone())
+def _copies(several: Any, uncond: Any, batch: int) -> tuple[Any, Any, dict[int, int]]:
+    """The same conditions with tensors of their own, and in how many places each of those stands, by its id.
+
+    A tensor without the batch dimension stays one where branches share it: that is why they fit into one batch.
+    """
+    made: dict[int, Tensor] = {}
+    places: dict[int, int] = {}
+
+    def copy(tensor: Tensor) -> Tensor:
+        mine = made.get(id(tensor))
+        if mine is None or (tensor.dim() > 0 and tensor.shape[0] == batch):
+            mine = made[id(tensor)] = tensor.detach().clone()
+        places[id(mine)] = places.get(id(mine), 0) + 1
+        return mine
+
+    return conditions.map_tensors(several, copy), conditions.map_tensors(uncond, copy), places
+
+
+def _check_shared(pairs: list[tuple[Tensor, Tensor]], places: dict[int, int]) -> None:
+    """One buffer for several branches takes one value, given to all of them."""
+    given: dict[int, list[tuple[Any, ...]]] = {}
+    for mine, value in pairs:
+        given.setdefault(id(mine), []).append((value.data_ptr(), value.stride(), value.device))
+    for key, values in given.items():
+        if len(values) != places[key] or any(value != values[0] for value in values):
+            raise ValueError(
+                "cond, uncond: a tensor without the batch dimension was captured as one for several branches, so a new one "
+                "must be given to each of them, the same tensor"
+            )
 
 
 def _pairs(mine: Any, given: Any, where: str) -> list[tuple[Tensor, Tensor]]:

@@ -122,7 +122,10 @@ class Field:
 
     def network_times(self, t: Tensor, dtype: torch.dtype) -> Tensor:
         """:meth:`map_times`, cast once: to ``time_dtype``, or else to dtype."""
-        mapped = self.map_times(t)
+        return self.cast_times(self.map_times(t), dtype)
+
+    def cast_times(self, mapped: Tensor, dtype: torch.dtype) -> Tensor:
+        """What :meth:`map_times` made, cast."""
         wanted = self.time_dtype or dtype
         whole = (
             wanted.is_floating_point

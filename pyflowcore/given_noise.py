@@ -48,6 +48,9 @@ class GivenNoise:
             if noise and all(isinstance(value, torch.Generator) for value in noise):
                 self.generators = list(noise)
             else:
+                for i, value in enumerate(noise):
+                    if not isinstance(value, Tensor):
+                        raise TypeError(f"noise[{i}] must be a tensor, got {type(value).__name__} {value!r}")
                 self.mapping = dict(enumerate(noise))
         elif callable(noise):
             self.function = noise

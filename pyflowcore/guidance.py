@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import conditions
 from .field import Field
 from .scales import Scale, as_scale, check_number, is_all
 
 __all__ = ["APG", "CFG", "Autoguidance", "CFGZero"]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class CFG:
     """u + w (c - u) (Ho & Salimans 2022), inside an interval of times (Kynkaanniemi et al. 2024).
 
@@ -48,23 +49,29 @@ class CFG:
         if not callable(self.scale):
             as_scale(self.scale, None)
         if self.interval is not None:
-            if len(self.interval) != 2:
-                raise ValueError(f"interval must be (lo, hi), got {self.interval!r}")
-            lo, hi = self.interval
-            if not (math.isfinite(lo) and math.isfinite(hi) and lo <= hi):
+            try:
+                lo, hi = self.interval
+                right = math.isfinite(lo) and math.isfinite(hi) and lo <= hi
+            except (TypeError, ValueError):
+                raise TypeError(f"interval must be (lo, hi), two numbers, got {self.interval!r}") from None
+            if not right:
                 raise ValueError(f"interval must be finite with lo <= hi, got {self.interval!r}")
         if self.weights is not None:
-            if not isinstance(self.weights, Sequence) or not self.weights:
+            given: object = self.weights  # whatever the hint says
+            if not isinstance(given, Sequence) or isinstance(given, str) or not given:
                 raise TypeError(
                     f"weights must be a sequence with a scale for each condition, got {self.weights!r}"
                 )
-            for weight in self.weights:
+            object.__setattr__(self, "weights", tuple(self.weights))
+            for j, weight in enumerate(self.weights):
                 if not callable(weight):
-                    as_scale(weight, None)
+                    as_scale(weight, None, f"weights[{j}]")
         if self.weak is not None and not isinstance(self.weak, Field):
             raise TypeError(f"weak must be a pfc.Field, got {type(self.weak).__name__}")
         for name in ("zero_until", "eta", "momentum", "phi"):
             _number(name, getattr(self, name))
+        if self.zero_until < 0.0:
+            raise ValueError(f"zero_until must not be negative, got {self.zero_until!r}")
         if self.norm is not None and _number("norm", self.norm) <= 0.0:
             raise ValueError(f"norm must be positive, or None for no threshold, got {self.norm!r}")
         if not 0.0 <= self.phi <= 1.0:
@@ -78,6 +85,16 @@ class CFG:
     def __repr__(self) -> str:
         said = [f"{f.name}={v!r}" for f in fields(self)[1:] if (v := getattr(self, f.name)) != f.default]
         return f"CFG({', '.join([repr(self.scale), *said])})"
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same; scales and weights that are functions are compared by identity."""
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(_same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+
+    def __hash__(self) -> int:
+        # Scales may be lists or tensors, which have no hash of their values.
+        return hash((self.star, self.zero_until, self.eta, self.norm, self.momentum, self.phi))
 
     def against(self, weak: Field) -> CFG:
         """u from a second, weaker field (Karras et al. 2024): see :func:`Autoguidance`."""
@@ -135,7 +152,7 @@ class CFG:
             return [1 if line is None else 2 for line in lines], once.expand(len(times), -1)
         lines = [None if line is None or is_all(line, 1.0) else line for line in lines]
         wanted = [line for line in lines if line is not None]
-        width = max((len(line) for line in wanted), default=1)
+        width = max([1, *(len(line) for line in wanted)])
         one = wanted[0].new_ones(width) if wanted else torch.ones(width, dtype=torch.float64)
         values = torch.stack([one if line is None else line.expand(width) for line in lines])
         return [1 if line is None else 2 for line in lines], values
@@ -147,19 +164,21 @@ class CFG:
         if len(weights) != conditions:
             raise ValueError(f"weights has {len(weights)} entries, there are {conditions} conditions")
 
-        def at(t: float, value: Scale) -> Tensor:
-            return as_scale(value(t) if callable(value) else value, batch)
+        def at(t: float, value: Scale, name: str = "guidance scale") -> Tensor:
+            return as_scale(value(t) if callable(value) else value, batch, name)
 
         lines: list[Tensor | None] = []
         for t in times:
             if t is None or not self._inside(t):
                 lines.append(None)
                 continue
-            products = torch.broadcast_tensors(*(at(t, scale) * at(t, weight) for weight in weights))
+            products = torch.broadcast_tensors(
+                *(at(t, scale) * at(t, weight, f"weights[{j}]") for j, weight in enumerate(weights))
+            )
             alone = is_all(products[0], 1.0) and all(is_all(other, 0.0) for other in products[1:])
             lines.append(None if alone else torch.stack(products))
         wanted = [line for line in lines if line is not None]
-        width = max((line.shape[1] for line in wanted), default=1)
+        width = max([1, *(line.shape[1] for line in wanted)])
         like = wanted[0] if wanted else torch.empty(0, dtype=torch.float64)
         one = like.new_ones(conditions, width)
         values = torch.stack([one if line is None else line.expand(-1, width) for line in lines])
@@ -211,6 +230,15 @@ def Autoguidance(
         scale, interval, options: those of :class:`CFG`.
     """
     return CFG(scale, interval, **options).against(weak)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        alike = isinstance(one, Tensor) and isinstance(other, Tensor)
+        return one is other or (alike and one.device == other.device and torch.equal(one, other))
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(_same(a, b) for a, b in zip(one, other, strict=True))
+    return conditions.equal(one, other)
 
 
 def _number(name: str, value: object) -> float:

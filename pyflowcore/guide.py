@@ -24,14 +24,16 @@ class Guide:
     """The weights of a trajectory's rows; nothing is allocated per step, nothing synchronises.
 
     Args:
-        rules: float64 [rows, 7]: :data:`RULE`.
+        rules: float64 [rows, 7]: :data:`RULE`; and the same as lists.
         guidance: the scales, as ``combine_`` takes them.
         state: for shapes, dtype and device.
         branches: the most that a row has.
     """
 
-    def __init__(self, rules: Tensor, guidance: Tensor, state: Tensor, branches: int, momentum: bool) -> None:
-        self._rules, self._lines, self._guidance = rules, rules.tolist(), guidance
+    def __init__(
+        self, rules: tuple[Tensor, list[list[float]]], guidance: Tensor, state: Tensor, branches: int, momentum: bool
+    ) -> None:  # fmt: skip
+        (self._rules, self._lines), self._guidance = rules, guidance
         self._points = [_plain_guide.uses_point(line) for line in self._lines]
         self.uses_point = any(self._points)
         batch = state.shape[0]
@@ -80,26 +82,48 @@ def guide_for(
         return None
     if guidance.momentum != 0.0 and max(counts) > 2:
         raise ValueError("momentum: a momentum is for one condition, there are several; use momentum=0")
-    in_data = guidance.eta != 1.0 or guidance.norm is not None or guidance.momentum != 0.0
-    rules = torch.zeros((len(counts), len(RULE)), dtype=torch.float64)
-    data = program.spread(plan.data_coefficients(field)) if in_data else []
-    for i, (row, count) in enumerate(zip(program.facts, counts, strict=True)):
+    said = (
+        bool(guidance.star), float(guidance.eta), float(guidance.norm or 0.0), float(guidance.momentum), float(guidance.phi),
+    )  # fmt: skip
+    guided = tuple(row.evaluates and n > 1 for row, n in zip(program.facts, counts, strict=True))
+    sign = 1 if field is None else field.sign
+    rules = _rules(plan, plan.known_by(field), sign, program.origin, guided, said)
+    return Guide(rules, scales, state, max(counts), guidance.momentum != 0.0)
+
+
+# Of plans and numbers alone, as program_of.
+@torch.compiler.assume_constant_result
+def _rules(
+    plan: Plan, known: Plan | Field, sign: int, origin: tuple[int, ...] | None, guided: tuple[bool, ...],
+    said: tuple[bool, float, float, float, float],
+) -> tuple[Tensor, list[list[float]]]:  # fmt: skip
+    """The rules of a program's rows, as a tensor and as lists.
+
+    Args:
+        known: knows the path and the prediction, the plan's or the field's.
+        origin: the program's.
+        guided: which rows evaluate several branches.
+        said: star, eta, norm (0 for none), momentum, phi.
+    """
+    star, eta, norm, momentum, phi = said
+    in_data = eta != 1.0 or norm != 0.0 or momentum != 0.0
+    data = plan.data_coefficients(known) if in_data else []
+    lines = []
+    for i, several in enumerate(guided):
         p, q = 0.0, 1.0
-        if in_data and count > 1 and row.evaluates:
-            p, q = data[i]
-            q *= 1 if field is None else field.sign
+        if in_data and several:
+            at = i if origin is None else origin[i]
+            row, (p, q) = plan.facts[at], data[at]
+            q *= sign
             if not (math.isfinite(p) and math.isfinite(q)):
                 raise ValueError(
                     f"eta, norm, momentum: at t = {row.t} the {plan.prediction} on {plan.path} does not determine the data, in "
                     "whose space they act; leave that time out with interval=..."
                 )
-            if guidance.momentum != 0.0 and q == 0.0:
+            if momentum != 0.0 and q == 0.0:
                 raise ValueError(
                     f"momentum: at t = {row.t} the point alone is the data, so a momentum of data has no part in the "
                     f"{plan.prediction}; leave that time out with interval=..."
                 )
-        rules[i] = torch.tensor(
-            [guidance.star, guidance.eta, guidance.norm or 0.0, guidance.momentum, guidance.phi, p, q],
-            dtype=torch.float64,
-        )
-    return Guide(rules, scales, state, max(counts), guidance.momentum != 0.0)
+        lines.append([float(star), eta, norm, momentum, phi, p, q])
+    return torch.tensor(lines, dtype=torch.float64).reshape(-1, len(RULE)), lines

@@ -12,7 +12,7 @@ from .given_noise import GivenNoise
 from .ops.randn import randn, seeds_tensor
 from .plans import Plan
 
-__all__ = ["Begin", "Start", "count_of", "seeds_once", "start_of"]
+__all__ = ["Begin", "Start", "check_shape", "count_of", "seeds_once", "start_of"]
 
 
 @dataclass
@@ -74,7 +74,7 @@ def start_of(
         return Start(tensor, keys)
     if plan.times[0] == 0.0:
         # A copy: the caller may write into x0 while the trajectory runs.
-        scale = plan.along.noise_scale
+        scale = _noise_scale(plan)
         return Start(tensor, keys, tensor.clone() if scale == 1.0 else tensor / scale)
     noise, keys = _noise(begin, tensor.shape, tensor.dtype, tensor.device, keys)
     return Start(tensor, keys, noise)
@@ -100,7 +100,7 @@ def _state_from(begin: Begin, enable_grad: bool) -> Tensor:
 
 
 def _from_noise(plan: Plan, begin: Begin, shape: Sequence[int], keep_noise: bool) -> Start:
-    _check_shape(shape)
+    check_shape(shape)
     if plan.times[0] > plan.times[-1]:
         raise ValueError(
             f"x0 is missing: the plan runs backwards from t = {plan.times[0]}, so x0 is data (or the state there) and must be "
@@ -120,11 +120,12 @@ def _from_noise(plan: Plan, begin: Begin, shape: Sequence[int], keep_noise: bool
     noise, keys = _noise(begin, (count, *shape), dtype, begin.device, None)
     if keys is None and begin.seeds is not None:
         keys = _seeds_for(begin.seeds, count, begin.device)
-    scale = plan.along.noise_scale
+    scale = _noise_scale(plan)
     return Start(noise if scale == 1.0 else noise * scale, keys, noise if keep_noise else None)
 
 
-def _check_shape(shape: object) -> None:
+def check_shape(shape: object) -> None:
+    """Refuses what is no shape of one sample."""
     wrong = isinstance(shape, str) or not isinstance(shape, Sequence)
     if wrong or any(isinstance(size, (float, str, bool)) for size in shape):  # type: ignore[attr-defined]
         kind = type(shape).__name__
@@ -145,6 +146,11 @@ def _first_level(plan: Plan) -> tuple[float, float]:
     """alpha and sigma at the plan's first time."""
     alpha, sigma, _, _ = plan.along.coefficients([plan.times[0]])
     return float(alpha[0]), float(sigma[0])
+
+
+@torch.compiler.assume_constant_result
+def _noise_scale(plan: Plan) -> float:
+    return float(plan.along.noise_scale)
 
 
 def _noise(

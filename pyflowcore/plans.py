@@ -6,6 +6,7 @@ The builders live in ``csrc/plan``; here a plan gets its Python face: printing, 
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -121,18 +122,32 @@ class Plan:
             "and end the grid further inside (0, 1)"
         )
 
+    def on(self, path: paths.Path, prediction: predictions.AnyPrediction) -> Plan:
+        """This plan with the path and the prediction of a field that it fits, where it knows its own by their values alone: a
+        plan that was loaded cannot hold functions."""
+        if not isinstance(self.path, paths.SavedPath) and not isinstance(
+            self.prediction, predictions.SavedScaling
+        ):
+            return self
+        return _on(self, path, prediction)
+
     @property
     def rows(self) -> tuple[_core.Row, ...]:
         """Copies of the rows: changing one changes nothing here."""
         return tuple(self._core.rows)
 
-    def data_coefficients(self, field: Field | None = None) -> list[tuple[float, float]]:
+    def known_by(self, field: Field | None) -> Plan | Field:
+        """Whose path and prediction are asked: the field's, since a plan that was loaded may know them by name alone; the
+        plan's own in a compiled function, which takes no network for a constant."""
+        return self if field is None or torch.compiler.is_compiling() else field
+
+    def data_coefficients(self, known: Plan | Field | None = None) -> list[tuple[float, float]]:
         """(p, q) of each row with the data that its evaluation predicts = p y + q out, y the plan's point; not finite where the
         prediction does not determine it, and of a row that evaluates nothing.
 
-        ``field`` is one that the plan is for: a plan that was loaded may know path and prediction by name alone. The field says
-        its data at a point of its own path, which is y times the factor of its input less the prediction's own."""
-        known = self if field is None else field
+        ``known``: as of :meth:`known_by`. The field says its data at a point of its own path, which is y times the factor of
+        its input less the prediction's own."""
+        known = self if known is None else known
         on, kind = known.path._core, predictions.to_core(known.prediction)
         pairs, shown = [], 1.0
         for row in self.facts:
@@ -144,8 +159,24 @@ class Plan:
             shown = row.in_scale
         return pairs
 
+    def __copy__(self) -> Plan:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
+        return self  # immutable
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return Plan.from_dict, (self.to_dict(),)
+        return Plan.from_dict, (
+            {**self.to_dict(), **{k: v for k, v in self.functions().items() if _pickles(v)}},
+        )
+
+    def functions(self) -> dict[str, Any]:
+        """Those of path, along and prediction that are objects with functions, which :meth:`to_dict` describes by values alone;
+        :meth:`from_dict` takes them in its place."""
+        given = {"path": self.path, "along": self.along, "prediction": self.prediction}
+        if self._core.along is None:
+            del given["along"]
+        return {k: v for k, v in given.items() if isinstance(v, (paths.Custom, predictions.Scaled))}
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able description that leaves out what is at its default."""
@@ -237,9 +268,34 @@ class Plan:
             + ("" if self._core.along is None else f", integrated along the {self.along.name} path")
             + f", t from {self.times[0]:g} to {self.times[-1]:g}"
         )
-        levels = log_ratios(self.along, [row.t for row in self.facts])
+        if isinstance(self.along, paths.SavedPath):  # lambda is not known
+            levels: Sequence[float | None] = [None] * len(self.facts)
+        else:
+            levels = log_ratios(self.along, [row.t for row in self.facts]).tolist()
         lines = [_describe(i, row, levels[i]) for i, row in enumerate(self.rows)]
         return "\n".join([head, *lines])
+
+
+# What it returns belongs to the plan, so a compiled function may take it as constant.
+@torch.compiler.assume_constant_result
+def _on(plan: Plan, path: paths.Path, prediction: predictions.AnyPrediction) -> Plan:
+    live = object.__new__(Plan)
+    live.__dict__.update(plan.__dict__)
+    if plan.path == path:
+        live.along = path if plan.along == path else plan.along
+        live.path = path
+    if plan.prediction == prediction:
+        live.prediction = prediction
+    return live
+
+
+def _pickles(value: object) -> bool:
+    """Functions of a module do, lambdas do not."""
+    try:
+        pickle.dumps(value)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return False
+    return True
 
 
 def _field_times(facts: Sequence[RowFacts]) -> list[float]:
@@ -358,8 +414,9 @@ def log_ratios(path: paths.Path, times: npt.ArrayLike) -> npt.NDArray[np.float64
         return np.log(alpha) - np.log(sigma)
 
 
-def _describe(index: int, row: _core.Row, level: float) -> str:
-    text = f"{index:4d}  step {row.step:<3d} t = {row.t:<9.6f} lambda = {level:<8.4g}"
+def _describe(index: int, row: _core.Row, level: float | None) -> str:
+    text = f"{index:4d}  step {row.step:<3d} t = {row.t:<9.6f}"
+    text += "" if level is None else f" lambda = {level:<8.4g}"
     if row.field_t is not None:
         text += f" field's t = {row.field_t:<9.6f}"
     if row.evaluates:

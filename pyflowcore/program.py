@@ -34,7 +34,7 @@ class Program(NamedTuple):
     slots: int
     origin: tuple[int, ...] | None = None
     fills: tuple[tuple[tuple[int, int], ...], ...] = ()
-    y_halves: frozenset[int] = frozenset()
+    y_halves: tuple[int, ...] = ()
 
     def draws(self) -> list[int]:
         """The draws that are to be given."""
@@ -106,7 +106,7 @@ def halves(program: Program, times: Sequence[float]) -> Program:
     _write_halves(table, x, kept)
     for i, at in enumerate(first):
         facts[at] = facts[at]._replace(store=int(kept[i]))
-    return Program(table, _with_after(facts), slots, tuple(origin), y_halves=frozenset(i + 1 for i in first))
+    return Program(table, _with_after(facts), slots, tuple(origin), y_halves=tuple(i + 1 for i in first))
 
 
 def _write_halves(table: Tensor, x: Tensor, kept: Tensor) -> None:

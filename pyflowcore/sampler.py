@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import branches, conditions
+from . import branches, conditions, paths
 from .capture import CapturedRun
 from .edits import Hook, Inpaint, hook_edit, inpaint_edit
 from .field import Field, as_field
 from .given_noise import Noise, as_noise
 from .guidance import CFG
 from .guide import guide_for
-from .initial import Begin, count_of, seeds_once, start_of
+from .initial import Begin, check_shape, count_of, seeds_once, start_of
 from .plans import Plan
 from .program import program_of
 from .run import Run, Trajectory
@@ -73,6 +73,8 @@ class Sampler:
 
         ``field`` is optional: its time map, dtype and sign are then applied to what the run hands out and takes.
         """
+        _check_callable("hook", hook)
+        _check_device(device)
         facts = Field(_no_net) if field is None else as_field(field)
         if field is not None:
             self._check_field(facts)
@@ -151,6 +153,9 @@ class Sampler:
         Raises:
             TypeError, ValueError: naming the argument, what came and what is allowed.
         """
+        _check_callable("hook", hook)
+        _check_callable("callback", callback)
+        _check_device(device)
         facts = as_field(field)
         self._check_field(facts)
         several = branches.conditions_of(cond)
@@ -218,6 +223,8 @@ class Sampler:
             dtype: of the state, float32 (default) or float64.
             warmup: trajectories that run before the capture.
         """
+        check_shape(shape)
+        _check_device(device)
         facts = as_field(field)
         self._check_field(facts)
         several = branches.conditions_of(cond)
@@ -251,7 +258,7 @@ class Sampler:
             raise ValueError(
                 f"{whose}prediction: the plan is for {self.plan.prediction!r}, the field predicts {field.prediction!r}"
             )
-        if field.path != self.plan.path:
+        if not paths.same(field.path, self.plan.path):
             raise ValueError(
                 f"{whose}path: the plan is for {self.plan.path}, the field was trained on {field.path}; pfc.plan(..., "
                 "path=field.path, along=...) integrates it on another path"
@@ -264,6 +271,7 @@ class Sampler:
     ) -> Run:  # fmt: skip
         """``unsaid``: there is no field, the caller's network is what the plan says."""
         plan, (hook, mask, known, known_noise) = self.plan, edits
+        plan = plan.on(field.path, field.prediction)
         fresh = mask is not None and known_noise == "fresh" and begin.noise is None
         start = start_of(
             plan,
@@ -309,7 +317,12 @@ class Sampler:
 
     def _times(self, field: Field, state: Tensor, counts: list[int], stacked: bool) -> list[Tensor]:
         """The network's time of every row, computed in float64 and cast once."""
-        mapped = field.network_times(self.plan.row_times, state.dtype).to(state.device)
+        plan = self.plan.on(field.path, field.prediction)
+        if field.time is not None or (isinstance(field.prediction, str) and field.path.code is not None):
+            mapped = field.map_times(plan.row_times)
+        else:
+            mapped = _own_times(plan, field.round_time)
+        mapped = field.cast_times(mapped, state.dtype).to(state.device)
         if field.time_shape == "scalar":
             return list(mapped.unbind())
         batch, most = state.shape[0], max(counts) if stacked else 1
@@ -360,6 +373,13 @@ class Sampler:
         return run.x
 
 
+# Its formulas are NumPy's, which a compiled function cannot trace, and it is of plans alone, as program_of.
+@torch.compiler.assume_constant_result
+def _own_times(plan: Plan, round_time: bool) -> Tensor:
+    """The network's times, float64 [rows], of fields whose prediction or path says them."""
+    return Field(_no_net, plan.prediction, plan.path, round_time=round_time).map_times(plan.row_times)
+
+
 @torch.compiler.assume_constant_result
 def _last_evaluations(plan: Plan) -> tuple[bool, ...]:
     """For each row whether it makes the last evaluation of a step; rows without one may follow before the step is complete."""
@@ -374,6 +394,20 @@ def _last_evaluations(plan: Plan) -> tuple[bool, ...]:
 
 def _no_net(x: Tensor, t: Tensor) -> Tensor:
     raise RuntimeError("this run was started without a field: its caller evaluates the network")
+
+
+def _check_callable(name: str, value: object) -> None:
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be a function, or None, got {type(value).__name__} {value!r}")
+
+
+def _check_device(device: object) -> None:
+    if device is None or isinstance(device, torch.device):
+        return
+    try:
+        torch.device(device)  # type: ignore[call-overload]
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be a torch.device or its name, got {device!r}: {error}") from None
 
 
 def _mapping(value: dict[str, Any] | None, name: str) -> dict[str, Any]:

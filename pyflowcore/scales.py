@@ -13,12 +13,12 @@ __all__ = ["Scale", "as_scale", "check_number", "is_all", "seen"]
 Scale = float | Sequence[float] | Tensor | Callable[[float], "float | Sequence[float] | Tensor"]
 
 
-def check_number(scale: float) -> float:
+def check_number(scale: float, name: str = "guidance scale") -> float:
     """A guidance scale that is a number."""
     if isinstance(scale, bool):
-        raise TypeError(f"guidance scale must be a number, one per sample, or a function of t, got {scale!r}")
+        raise TypeError(f"{name} must be a number, one per sample, or a function of t, got {scale!r}")
     if not math.isfinite(scale):
-        raise ValueError(f"guidance scale must be finite, got {scale!r}")
+        raise ValueError(f"{name} must be finite, got {scale!r}")
     return float(scale)
 
 
@@ -32,23 +32,22 @@ def is_all(scale: Tensor, value: float) -> bool:
     return not scale.requires_grad and seen(scale) and bool((scale == value).all())
 
 
-def as_scale(scale: object, batch: int | None) -> Tensor:
-    """A guidance scale as a float64 tensor [1] or [batch]; keeps device and gradient of a tensor."""
+def as_scale(scale: object, batch: int | None, name: str = "guidance scale") -> Tensor:
+    """A guidance scale, or a weight, as a float64 tensor [1] or [batch]; keeps device and gradient of a tensor."""
     if isinstance(scale, (int, float)):
-        scale = check_number(scale)
+        scale = check_number(scale, name)
     try:
         values = scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
-            f"guidance scale must be a number, one per sample, or a function of t, got {scale!r}"
+            f"{name} must be a number, one per sample, or a function of t, got {scale!r}"
         ) from None
     if values.is_complex() or values.dtype == torch.bool:
-        raise TypeError(f"guidance scale must be real, got {values.dtype}")
+        raise TypeError(f"{name} must be real, got {values.dtype}")
     values = values.double()
     if values.dim() > 1 or (values.dim() == 1 and batch is not None and values.shape[0] not in (1, batch)):
-        raise ValueError(
-            f"guidance scale must be a number or have shape [{batch}], got shape {list(values.shape)}"
-        )
+        size = "B" if batch is None else batch
+        raise ValueError(f"{name} must be a number or have shape [{size}], got shape {list(values.shape)}")
     if seen(values) and not bool(torch.isfinite(values.detach()).all()):
-        raise ValueError(f"guidance scale must be finite, got {scale!r}")
+        raise ValueError(f"{name} must be finite, got {scale!r}")
     return values.reshape(-1)

@@ -344,3 +344,33 @@ def test_the_order_of_the_capture_and_of_a_replay(monkeypatch):
         "current_stream waits for event", "replay", "recorded",
     ]  # fmt: skip
     assert torch.equal(found, sampler(drift, shape=SHAPE, seeds=[1, 2]))
+
+
+def test_one_tensor_for_both_branches_stays_one():
+    """A table that the network looks its condition up in: without the batch dimension, and shared."""
+
+    def looked_up(x, t, y, table):
+        return x * t[:, None, None] + (y[:, None] * table.sum())[:, None]
+
+    sampler = pfc.Sampler(pfc.plan("heun", 3), pfc.CFG(3.0))
+    table, y, null = torch.ones(5), torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3)
+    pair = {"cond": {"y": y, "table": table}, "uncond": {"y": null, "table": table}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "there are no CUDA graphs")
+        graph = sampler.capture(looked_up, shape=SHAPE, **pair)
+        assert torch.equal(graph(seeds=range(3)), sampler(looked_up, shape=SHAPE, seeds=range(3), **pair))
+        other = 0.5 * table
+        pair = {"cond": {"y": y, "table": other}, "uncond": {"y": null, "table": other}}
+        assert torch.equal(
+            graph(seeds=range(3), **pair), sampler(looked_up, shape=SHAPE, seeds=range(3), **pair)
+        )
+    for wrong in ({"cond": pair["cond"]}, {**pair, "uncond": {"y": null, "table": table}}):
+        with pytest.raises(ValueError, match=r"cond, uncond: .* the same tensor"):
+            graph(seeds=range(3), **wrong)
+    # A tensor with the batch dimension is each branch's own, were it the same in the example.
+    same = capture(sampler, conditional, cond={"y": y}, uncond={"y": y})
+    assert torch.equal(
+        same(seeds=range(3), cond={"y": 2 * y}),
+        sampler(conditional, shape=SHAPE, seeds=range(3), cond={"y": 2 * y}, uncond={"y": y}),
+    )

@@ -92,6 +92,71 @@ def test_what_a_call_may_have(name):
     check(function, *arguments)
 
 
+GUIDANCES = {
+    "cfg zero": pfc.CFGZero(3.0, zero_until=0.2), "rescaled": pfc.CFG(3.0).rescaled(0.4), "apg": pfc.APG(3.0, norm=1.0),
+    "momentum": pfc.APG(3.0, momentum=-0.5), "of time": pfc.CFG(lambda t: 1 + t),
+    "per sample": pfc.CFG([1.0, 2.0, 3.0]), "weak": pfc.Autoguidance(pfc.Field(conditional), 2.0),
+}  # fmt: skip
+INSIDE_GRID = [0.1, 0.4, 0.7, 1.0]
+
+
+@pytest.mark.parametrize("made", ["before", "inside"])
+@pytest.mark.parametrize("name", GUIDANCES)
+def test_guidance(name, made):
+    plan, before = pfc.plan("dpmpp_2m", grid=INSIDE_GRID), GUIDANCES[name]
+    sampler = pfc.Sampler(plan, before)
+    if made == "before":
+        check(lambda x0, y: guided(sampler, x0, y), X0, Y)
+    else:
+        check(lambda x0, y: guided(pfc.Sampler(plan, before.rescaled(0.3)), x0, y), X0, Y)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.5), (1.0, lambda t: t)])
+def test_several_conditions(weights):
+    sampler = pfc.Sampler(pfc.plan("heun", grid=INSIDE_GRID), pfc.CFG(3.0, weights=weights).rescaled(0.3))
+    check(lambda x0, y: sampler(conditional, x0=x0, cond=[{"y": y}, {"y": 2 * y}], uncond={"y": NULL}), X0, Y)
+
+
+def test_guidance_with_hooks_and_gradients():
+    sampler = pfc.Sampler(pfc.plan("dpmpp_2m", 3), pfc.APG(3.0, eta=0.5))
+    check(lambda x0, y: guided(sampler, x0, y, hook=lambda step, t, x: x.sin(), enable_grad=True), X0, Y)
+
+
+def pull(x, t):
+    return torch.tanh(x) * (0.5 + 0.01 * t[:, None])
+
+
+PATHS = {
+    "custom": pfc.paths.custom(lambda t: t.sin(), lambda t: 1 - t),
+    "table": pfc.paths.table([0, 0.3, 0.5, 0.7, 1], [0, 0.3, 0.5, 0.7, 1], [1, 0.7, 0.5, 0.3, 0]),
+    "alphas_cumprod": pfc.paths.from_alphas_cumprod(torch.linspace(0.9999, 0.01, 1000).double().numpy()),
+}
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_paths_of_your_own(name):
+    path = PATHS[name]
+    field = pfc.Field(pull, "data", path)
+    full = pfc.Sampler(pfc.plan("dpmpp_2m", 3, path=path, prediction="data"))
+    tail = pfc.grids.uniform().partial(0.5)
+    part = pfc.Sampler(pfc.plan("dpmpp_2m", 3, path=path, prediction="data", grid=tail))
+    check(lambda x0, known: full(field, x0=x0, mask=MASK, known=known), X0, KNOWN)
+    check(lambda data: part(field, init=data, seeds=[1, 2, 3]), X0)
+    other = pfc.Field(pull, "data", pfc.paths.custom(lambda t: t, lambda t: 1 - t, name="other"))
+    with pytest.raises(Exception, match="path: the plan is for"):
+        check(lambda x0: full(other, x0=x0), X0)
+
+
+@pytest.mark.parametrize("round_time", [False, True])
+def test_times_of_the_prediction(round_time):
+    field = pfc.Field(pull, pfc.EDM(0.5), "ve", round_time=round_time)
+    sampler = pfc.Sampler(pfc.plan("heun", 3, path="ve", prediction=pfc.EDM(0.5)))
+    check(lambda x0: sampler(field, x0=x0), X0)
+    scaling = pfc.Scaled("data", lambda t: 1 / (1 + t))
+    scaled = pfc.Sampler(pfc.plan("dpmpp_2m", 3, prediction=scaling))
+    check(lambda x0: scaled(pfc.Field(pull, scaling), x0=x0), X0)
+
+
 def test_another_plan_is_another_graph():
     """What a trace took from a plan as constant belongs to that plan."""
     torch._dynamo.reset()

@@ -199,3 +199,16 @@ def test_denoised_is_the_guided_prediction():
     x0 = pfc.randn(range(3), (4,))
     torch.testing.assert_close(seen[0][1], x0 + velocity)  # D = x + (1 - t) v at t = 0
     torch.testing.assert_close(seen[1][1], seen[0][0] + 0.5 * velocity)
+
+
+def test_guidances_compare_and_hash_by_what_they_say():
+    tensor = torch.tensor([1.0, 2.0])
+    assert pfc.CFG(tensor) == pfc.CFG(tensor.clone()) != pfc.CFG(2 * tensor)
+    assert (
+        pfc.CFG(2.0, weights=[1.0, 2.0])
+        == pfc.CFG(2.0, weights=(1.0, 2.0))
+        != pfc.CFG(2.0, weights=(1.0, 3.0))
+    )
+    assert pfc.CFG(2.0) == pfc.CFG(2.0) != pfc.CFGZero(2.0)
+    assert pfc.CFG(2.0) != 2.0 and pfc.CFG(tensor) != pfc.CFG(2.0)
+    assert len({pfc.CFG(2.0, weights=[1.0, 2.0]), pfc.CFG(2.0, weights=(1.0, 2.0)), pfc.CFG(tensor)}) == 2

@@ -32,6 +32,10 @@ def guided(**options):
     )
 
 
+def never(x, t):
+    raise AssertionError("the field was evaluated")
+
+
 CASES = {
     # plans and grids
     "unknown solver": (lambda: pfc.plan("eulr", 4), ["solver", "'eulr'", "euler, midpoint, heun, ralston2"]),
@@ -134,6 +138,31 @@ CASES = {
     "interval falls": (lambda: pfc.CFG(2.0, (0.9, 0.1)), ["interval", "(0.9, 0.1)"]),
     "interval nan": (lambda: pfc.CFG(2.0, (0.1, NAN)), ["interval", "nan"]),
     "interval of three": (lambda: pfc.CFG(2.0, (0.1, 0.2, 0.3)), ["interval"]),
+    "interval a number": (lambda: pfc.CFG(2.0, 3), ["interval", "(lo, hi)", "3"]),
+    "interval of text": (lambda: pfc.CFG(2.0, ("a", "b")), ["interval", "'a'"]),
+    "interval of None": (lambda: pfc.CFG(2.0, (None, 0.5)), ["interval", "None"]),
+    "scale's shape before a batch": (lambda: pfc.CFG(torch.ones(2, 2)), ["scale", "[B]"]),
+    "weight text": (lambda: pfc.CFG(2.0, weights=[1.0, "a"]), ["weights[1]", "'a'"]),
+    "weight nan": (lambda: pfc.CFG(2.0, weights=[NAN]), ["weights[0]", "nan"]),
+    "weights text": (lambda: pfc.CFG(2.0, weights="ab"), ["weights", "'ab'"]),
+    "weight of the call": (
+        lambda: sample(
+            lambda x, t, y: x, guidance=pfc.CFG(2.0, weights=[1.0, lambda t: INF]), x0=x0(),
+            cond=[{"y": torch.ones(2)}] * 2, uncond={"y": torch.ones(2)},
+        ), ["weights[1]", "inf"],
+    ),
+    "zero_until negative": (lambda: pfc.CFGZero(2.0, zero_until=-1.0), ["zero_until", "-1.0"]),
+    "hook": (lambda: sample(never, x0=x0(), hook=3), ["hook", "int 3"]),
+    "hook to start": (lambda: pfc.Sampler(PLAN).start(x0=x0(), hook=3), ["hook", "int 3"]),
+    "callback": (lambda: sample(never, x0=x0(), callback=3), ["callback", "int 3"]),
+    "device": (lambda: sample(never, x0=x0(), device="foo"), ["device must", "'foo'"]),
+    "device to start": (lambda: pfc.Sampler(PLAN).start(x0=x0(), device="foo"), ["device must", "'foo'"]),
+    "device to capture": (
+        lambda: pfc.Sampler(PLAN).capture(never, shape=(3,), batch=2, device="foo"), ["device must", "'foo'"],
+    ),
+    "shape int to capture": (lambda: pfc.Sampler(PLAN).capture(never, shape=4, batch=2), ["shape", "int 4"]),
+    "shape text to capture": (lambda: pfc.Sampler(PLAN).capture(never, shape="ab", batch=2), ["shape", "str 'ab'"]),
+    "noise of numbers": (lambda: sample(never, x0=x0(), noise=[1, 2]), ["noise[0]", "tensor", "int 1"]),
     "scale of the call": (lambda: guided(guidance_scale=NAN), ["scale", "nan"]),
     "scale of time": (lambda: guided(guidance_scale=lambda t: INF), ["scale", "inf"]),
     "scale of another batch": (lambda: guided(guidance_scale=[1.0, 2.0, 3.0]), ["scale", "[2]", "[3]"]),

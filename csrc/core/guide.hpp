@@ -57,6 +57,12 @@ struct GuideArgs {
   void* mix = nullptr;        // [branches + 1 (+ 1 with the point), samples], state's dtype
 };
 
+// A sample whose scale is 1 does not see u, so its momentum stays: alone as beside samples that are guided.
+template <class S>
+PFC_HD bool guide_moves(const GuideArgs& args, int64_t sample) {
+  return static_cast<const S*>(args.scale)[sample * args.scale_sample_stride] != S(1);
+}
+
 // Rows of weights: c_1, the differences, u, and the point.
 PFC_HD constexpr int guide_rows(int branches, bool point) { return branches + 1 + (point ? 1 : 0); }
 inline constexpr int kMaxGuideRows = guide_rows(kMaxBranches, true);

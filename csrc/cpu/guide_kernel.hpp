@@ -67,7 +67,7 @@ PFC_INLINE Wide<double>::Native doubles(const void* base, int64_t i) {
 
 // The usual case, a whole chunk of two branches of the state's type: all sums in one pass, in registers.
 template <class S, int kVectors>
-PFC_INLINE void whole_chunk(const GuideArgs& args, int64_t begin, double* sum) {
+PFC_INLINE void whole_chunk(const GuideArgs& args, int64_t begin, bool moves, double* sum) {
   using V = Wide<double>::Native;
   constexpr int kStep = Wide<double>::kLanes;
   constexpr int kSums = guide_sums(kVectors);
@@ -83,8 +83,10 @@ PFC_INLINE void whole_chunk(const GuideArgs& args, int64_t begin, double* sum) {
       vector[0] = doubles<S>(args.branch[1], at);
       vector[1] = c - vector[0];
       if (momentum != nullptr) {
-        const V moved = q * vector[1] + beta * doubles<S>(momentum, at);
-        store_bytes(momentum + at, __builtin_convertvector(moved, typename NativeOf<S, kStep>::type), false);
+        if (moves) {
+          const V moved = q * vector[1] + beta * doubles<S>(momentum, at);
+          store_bytes(momentum + at, __builtin_convertvector(moved, typename NativeOf<S, kStep>::type), false);
+        }
         vector[0] = c;
         vector[1] = doubles<S>(momentum, at);
       }
@@ -107,9 +109,10 @@ inline void guide_chunk(const GuideArgs& args, int64_t chunk) {
   const int64_t begin = sample * args.sample + first;
   const int count = static_cast<int>(args.sample - first < kGuideChunk ? args.sample - first : kGuideChunk);
   const int conditions = args.branches - 1, vectors = guide_vectors(args);
+  const bool moves = args.momentum != nullptr && guide_moves<S>(args, sample);
   double* sum = args.partial + chunk * guide_sums(vectors);
   if (count == kGuideChunk && conditions == 1 && args.out_dtype == args.state_dtype)
-    return vectors == 2 ? whole_chunk<S, 2>(args, begin, sum) : whole_chunk<S, 3>(args, begin, sum);
+    return vectors == 2 ? whole_chunk<S, 2>(args, begin, moves, sum) : whole_chunk<S, 3>(args, begin, moves, sum);
 
   alignas(64) double vector[kMaxGuideVectors][kGuideChunk];
   widen<S>(args.branch[conditions], args.out_dtype, begin, count, vector[0]);
@@ -123,7 +126,7 @@ inline void guide_chunk(const GuideArgs& args, int64_t chunk) {
     S* m = static_cast<S*>(args.momentum) + begin;
     for (int k = 0; k < count; ++k) {
       const double c = d[k];
-      m[k] = static_cast<S>(guide_momentum(args.rule, c - vector[0][k], static_cast<double>(m[k])));
+      if (moves) m[k] = static_cast<S>(guide_momentum(args.rule, c - vector[0][k], static_cast<double>(m[k])));
       d[k] = static_cast<double>(m[k]);
       vector[0][k] = c;
     }

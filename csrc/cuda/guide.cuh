@@ -44,6 +44,7 @@ struct GuideThread {
 
   const GuideArgs& args;
   int64_t chunk;  // of the batch; none if it is not below params.all
+  int64_t sample;
   int64_t begin;  // the first element of the thread's first item
   int64_t left;   // elements from there to the sample's end
   int warp, lane;
@@ -53,7 +54,7 @@ struct GuideThread {
       : args(p.args), warp(thread / kWarp), lane(thread % kWarp) {
     chunk = tile * kWarps + warp;
     present = chunk < p.all;
-    const int64_t sample = p.chunks.quotient(present ? chunk : 0);
+    sample = p.chunks.quotient(present ? chunk : 0);
     const int64_t first = ((present ? chunk : 0) - sample * p.chunks.divisor) * kGuideChunk + lane * kItem;
     begin = sample * args.sample + first;
     left = present ? args.sample - first : 0;
@@ -73,6 +74,7 @@ struct GuideThread {
   // Two branches: everything in one pass, the momentum with it.
   PFC_HD void pass(double* shared) const {
     Lanes sums[C::kAtOnce] = {};
+    const bool moves = present && args.momentum != nullptr && guide_moves<S>(args, sample);
     PFC_NO_UNROLL
     for (int i = 0; i < kGuideItems; ++i) {
       const auto at = item(i);
@@ -88,7 +90,7 @@ struct GuideThread {
         vector[0] = static_cast<double>(u.v[e]);
         vector[1] = static_cast<double>(c.v[e]) - vector[0];
         if (momentum) {
-          m.v[e] = static_cast<S>(guide_momentum(args.rule, vector[1], static_cast<double>(m.v[e])));
+          if (moves) m.v[e] = static_cast<S>(guide_momentum(args.rule, vector[1], static_cast<double>(m.v[e])));
           vector[0] = static_cast<double>(c.v[e]);
           vector[1] = static_cast<double>(m.v[e]);
         }
@@ -100,7 +102,7 @@ struct GuideThread {
         for (int a = 0; a < C::kVectors; ++a) PFC_FULL_UNROLL
         for (int b = a; b < C::kVectors; ++b, ++s) sums[s].v[e] = sums[s].v[e] + vector[a] * vector[b];
       }
-      if (momentum) at.template store<S>(args.momentum, m);
+      if (moves) at.template store<S>(args.momentum, m);
     }
     PFC_FULL_UNROLL
     for (int s = 0; s < C::kAtOnce; ++s) *slot(shared, s) = joined(sums[s]);

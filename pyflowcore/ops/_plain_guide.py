@@ -197,16 +197,18 @@ def guide(
     """The weights in the state's dtype, and the new momentum."""
 
     def flat(value: Tensor) -> Tensor:
-        return value.to(dtype).double().flatten(1)
+        return value.to(dtype).double().reshape(value.shape[0], -1)
 
     outs = [flat(branch) for branch in branches]
     vectors = [outs[-1], *(c - outs[-1] for c in outs[:-1])]
     if m is not None:
-        moved = rule[RULE.index("q")] * vectors[1] + rule[RULE.index("beta")] * m.double().flatten(1)
+        moved = rule[RULE.index("q")] * vectors[1] + rule[RULE.index("beta")] * flat(m)
+        # A sample whose scale is 1 does not see u, so its momentum stays.
+        moved = torch.where((scales[0] != 1.0)[:, None], moved, flat(m))
         m = moved.to(dtype).reshape(m.shape)
-        vectors = [outs[0], m.double().flatten(1)]
+        vectors = [outs[0], flat(m)]
     if uses_point(rule):
-        vectors.append(point.double().flatten(1))
+        vectors.append(flat(point))
     found = weights(rule, vectors, [scale.double() for scale in scales], m is not None, dtype)
     return [value.to(dtype) for value in found[: rows(len(branches), uses_point(rule))]], m
 

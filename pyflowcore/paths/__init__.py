@@ -2,7 +2,7 @@
 
 from .functions import Custom, SavedPath, custom
 from .named import VE, VP, Linear, LinearVP, Path, Polynomial, Trigonometric
-from .registry import from_core, get
+from .registry import from_core, get, same
 from .tables import AlphasCumprod, Table, from_alphas_cumprod, table
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "from_alphas_cumprod",
     "from_core",
     "get",
+    "same",
     "table",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
+
 from .. import _core
 from .functions import Custom, SavedPath
 from .named import VE, VP, Linear, LinearVP, Path, Polynomial, Trigonometric
@@ -57,4 +59,15 @@ def from_core(path: _core.Path | Path) -> Path:
     return _NAMED[path.kind.name]()
 
 
-__all__ = ["Custom", "from_core", "get"]
+def same(one: Path, other: Path) -> bool:
+    """one == other, in compiled functions too."""
+    return one == other if one.code is not None else _same(one, other)
+
+
+# By values, in NumPy, which a compiled function cannot trace.
+@torch.compiler.assume_constant_result
+def _same(one: Path, other: Path) -> bool:
+    return one == other
+
+
+__all__ = ["Custom", "from_core", "get", "same"]
