@@ -57,7 +57,7 @@ class CFG:
             if not right:
                 raise ValueError(f"interval must be finite with lo <= hi, got {self.interval!r}")
         if self.weights is not None:
-            if not isinstance(self.weights, Sequence) or isinstance(self.weights, str) or not self.weights:
+            if not isinstance(self.weights, Sequence) or not self.weights:
                 raise TypeError(
                     f"weights must be a sequence with a scale for each condition, got {self.weights!r}"
                 )
