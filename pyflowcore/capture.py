@@ -60,7 +60,8 @@ class CapturedRun:
         uncond: dict[str, Any], shared: dict[str, Any], guidance_scale: Scale | None, device: torch.device,
         dtype: torch.dtype, warmup: int,
     ) -> None:  # fmt: skip
-        self.plan, self.shape, self.batch = sampler.plan, tuple(shape), batch
+        plan = sampler.plan.on(field.path, field.prediction)
+        self.plan, self.shape, self.batch = plan, tuple(shape), batch
         self.device, self.dtype = device, dtype
         self._guidance = sampler.guidance
         self._field, self._shared = field, shared

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import _core, predictions
 from .field import Field, as_field
+from .paths import SavedPath
 from .plans import Plan, log_ratios
 from .run import Trajectory
 
@@ -123,6 +124,12 @@ def _draw_grid(ax: Axes, plan: Plan) -> None:
 
 
 def _draw_lambda(ax: Axes, plan: Plan) -> None:
+    if isinstance(plan.along, SavedPath):
+        ax.annotate(
+            "λ is not known:\nthe path's functions are not in the plan's JSON", (0.5, 0.5), xycoords="axes fraction",
+            ha="center", va="center",
+        )  # fmt: skip
+        return
     values = log_ratios(plan.along, plan.times)
     steps, finite = np.arange(len(values)), np.isfinite(values)
     ax.plot(steps[finite], values[finite], "-o", color=_INK, markersize=4, label="lambda")

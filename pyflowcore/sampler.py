@@ -143,7 +143,7 @@ class Sampler:
             enable_grad: gradients through the whole solve (in x0, the field's parameters, cond and the guidance scale).
             callback: ``callback(step, nfe, t, x, denoised)`` once a step, after it: the step from 0, evaluations so far,
                 the time reached, the state there (the buffer itself: read only; clone what you keep), and the data as predicted
-                by the step's last evaluation (None where its prediction does not determine it).
+                by the step's last evaluation (None where its prediction does not determine it, and of a step without one).
             progress: a tqdm bar.
             return_trajectory: a :class:`Trajectory` with the state at every grid point in place of the samples.
 
@@ -342,6 +342,7 @@ class Sampler:
         denoised: Tensor | None = None
 
         def on_step(index: int) -> None:
+            nonlocal denoised
             if callback is not None:
                 x = run.buffers.x
                 before = run.version_of(x)
@@ -350,6 +351,7 @@ class Sampler:
                     raise ValueError(
                         "callback wrote into x, the trajectory's own buffer; it may read it, or clone it"
                     )
+                denoised = None  # the next step may make no evaluation
             if bar is not None:
                 bar.update()
             if return_trajectory:

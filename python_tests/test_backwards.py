@@ -261,3 +261,16 @@ def test_refused(case):
         call()
     for word in words:
         assert word in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_denoised_is_none_for_steps_without_an_evaluation(backwards):
+    grid = pfc.grids.uniform()
+    plan = pfc.plan("euler", 5, grid=grid.reversed() if backwards else grid)
+    seen = []
+    pfc.Sampler(plan, pfc.CFGZero(2.0, zero_until=0.3))(
+        lambda x, t, y: x * y[:, None], x0=torch.ones(2, 3), cond={"y": torch.ones(2)}, uncond={"y": torch.zeros(2)},
+        callback=lambda step, nfe, t, x, denoised: seen.append(denoised is None),
+    )  # fmt: skip
+    # An evaluation is made at the time where its step begins.
+    assert seen == [t < 0.3 for t in plan.times[:-1]] and any(seen) and not all(seen)

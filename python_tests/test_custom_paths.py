@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
 import torch
 
 import pyflowcore as pfc
+from pyflowcore.bns import to_plan, unroll
 from reference import catalogue, fields, paths
 from reference.torch_fields import as_net
 
@@ -255,3 +258,47 @@ def test_training_loss_on_a_custom_path():
         for one in (objective, named)
     )
     torch.testing.assert_close(ours, theirs)
+
+
+def slow(t):
+    return t.sin()
+
+
+def fast(t):
+    return 1 - t
+
+
+def test_a_loaded_plan_takes_the_path_from_the_field():
+    """It prints and plots without lambda; what needs the path's values asks the field's."""
+    path = pfc.paths.custom(slow, fast)
+    field = pfc.Field(lambda x, t: torch.tanh(x), "data", path)
+    x, mask, seeds = torch.linspace(-1, 1, 6).reshape(2, 3), torch.tensor([[1.0, 0.0, 0.5]]), [1, 2]
+    for grid in (None, pfc.grids.uniform().partial(0.5)):
+        plan = pfc.plan("dpmpp_2m", 3, path=path, prediction="data", grid=grid)
+        loaded = pfc.Plan.from_json(plan.to_json())
+        assert "lambda" in str(plan) and "lambda" not in str(loaded)
+        start = {"x0": x} if grid is None else {"init": x}
+        for options in ({}, {"mask": mask, "known": x}, {"callback": lambda *seen: None}):
+            wanted = pfc.Sampler(plan)(field, seeds=seeds, **start, **options)
+            assert torch.equal(pfc.Sampler(loaded)(field, seeds=seeds, **start, **options), wanted)
+    assert loaded.path != pfc.paths.custom(slow, lambda t: 1 - t * t) and isinstance(
+        loaded.path, pfc.paths.SavedPath
+    )
+
+
+def test_copies_and_pickles_keep_the_functions():
+    plan = pfc.plan("heun", 3, path=pfc.paths.custom(slow, fast))
+    assert copy.deepcopy(plan) is plan and copy.copy(plan) is plan
+    again = pickle.loads(pickle.dumps(plan))
+    assert again == plan and isinstance(again.path, pfc.paths.Custom) and str(again) == str(plan)
+    # A lambda does not pickle: the plan does, and knows the path by its values.
+    local = pfc.plan("heun", 3, path=pfc.paths.custom(lambda t: t.sin(), fast))
+    again = pickle.loads(pickle.dumps(local))
+    assert again == local and isinstance(again.path, pfc.paths.SavedPath)
+
+
+def test_a_learned_plan_keeps_the_functions():
+    path = pfc.paths.custom(slow, fast)
+    plan = pfc.plan("ab2", 3, path=path)
+    learned = to_plan(unroll(plan), plan)
+    assert learned.path is path and "lambda" in str(learned)

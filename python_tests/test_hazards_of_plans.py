@@ -145,3 +145,47 @@ def test_given_noise_with_a_gradient_stays_out_of_the_buffers():
     for step in run:
         run.step(torch.tanh(step.x))
     assert not run.buffers.slots.requires_grad
+
+
+def test_a_momentum_stays_where_its_samples_scale_is_1():
+    """Whatever else is in the batch, and whether the branch is left out or not: alone, captured, with a gradient."""
+    sampler = pfc.Sampler(pfc.plan("ab2", 8), pfc.APG(3.0, momentum=-0.5))
+
+    def mixed(t):
+        return torch.tensor([1.0, 3.0, 3.0]) if t < 0.4 else torch.tensor([3.0, 3.0, 3.0])
+
+    together = sampler(net, x0=X0, cond=COND, uncond=NULL, guidance_scale=mixed)
+    first = ({"y": COND["y"][:1]}, {"y": NULL["y"][:1]})
+    alone = sampler(net, x0=X0[:1], cond=first[0], uncond=first[1], guidance_scale=lambda t: mixed(t)[:1])
+    assert torch.equal(together[:1], alone)
+
+    def late(t):
+        return 1.0 if t < 0.4 else 3.0
+
+    eager = sampler(net, x0=X0, cond=COND, uncond=NULL, guidance_scale=late)
+    with pytest.warns(pfc.PyflowcoreWarning, match="no CUDA graphs"):
+        graph = sampler.capture(net, shape=(4,), batch=3, cond=COND, uncond=NULL)
+    assert torch.equal(graph(x0=X0, guidance_scale=late), eager)
+    learned = torch.tensor(1.0, requires_grad=True)
+    found = sampler(
+        net,
+        x0=X0,
+        cond=COND,
+        uncond=NULL,
+        enable_grad=True,
+        guidance_scale=lambda t: learned if t < 0.4 else 3.0,
+    )
+    assert torch.equal(found.detach(), eager)
+
+
+def test_states_without_an_event_shape_are_guided():
+    def flat(x, t, y):
+        return torch.tanh(x * y)
+
+    x0 = X0[:, 0].clone()
+    for guided in (pfc.CFGZero(3.0), pfc.APG(3.0, momentum=-0.5), pfc.CFG(3.0).rescaled(0.5)):
+        sampler = pfc.Sampler(pfc.plan("euler", 4), guided)
+        plain = sampler(flat, x0=x0, cond=COND, uncond=NULL)
+        graded = sampler(flat, x0=x0, cond=COND, uncond=NULL, enable_grad=True)
+        assert torch.equal(plain, graded.detach())
+        sampler(flat, x0=x0, cond=COND, uncond=NULL, callback=lambda *now: None)

@@ -200,3 +200,10 @@ def test_importing_the_package_does_not_import_matplotlib():
 
     code = "import sys, pyflowcore; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_path_that_is_not_known_has_no_lambda():
+    path = pfc.paths.custom(lambda t: t.sin(), lambda t: 1 - t)
+    loaded = pfc.Plan.from_json(pfc.plan("heun", 3, path=path).to_json())
+    figure = loaded.plot()
+    assert not figure.axes[1].lines and "not known" in figure.axes[1].texts[0].get_text()
