@@ -87,27 +87,26 @@ def guide_for(
     )  # fmt: skip
     guided = tuple(row.evaluates and n > 1 for row, n in zip(program.facts, counts, strict=True))
     sign = 1 if field is None else field.sign
-    rules = _rules(plan, plan.known_by(field), sign, program.origin, guided, said)
+    rules = _rules(plan, sign, program.origin, guided, said)
     return Guide(rules, scales, state, max(counts), guidance.momentum != 0.0)
 
 
 # Of plans and numbers alone, as program_of.
 @torch.compiler.assume_constant_result
 def _rules(
-    plan: Plan, known: Plan | Field, sign: int, origin: tuple[int, ...] | None, guided: tuple[bool, ...],
+    plan: Plan, sign: int, origin: tuple[int, ...] | None, guided: tuple[bool, ...],
     said: tuple[bool, float, float, float, float],
 ) -> tuple[Tensor, list[list[float]]]:  # fmt: skip
     """The rules of a program's rows, as a tensor and as lists.
 
     Args:
-        known: knows the path and the prediction, the plan's or the field's.
         origin: the program's.
         guided: which rows evaluate several branches.
         said: star, eta, norm (0 for none), momentum, phi.
     """
     star, eta, norm, momentum, phi = said
     in_data = eta != 1.0 or norm != 0.0 or momentum != 0.0
-    data = plan.data_coefficients(known) if in_data else []
+    data = plan.data_coefficients() if in_data else []
     lines = []
     for i, several in enumerate(guided):
         p, q = 0.0, 1.0

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .field import Field
 
 __all__ = ["Plan", "plan", "solvers"]
 
@@ -136,19 +135,13 @@ class Plan:
         """Copies of the rows: changing one changes nothing here."""
         return tuple(self._core.rows)
 
-    def known_by(self, field: Field | None) -> Plan | Field:
-        """Whose path and prediction are asked: the field's, since a plan that was loaded may know them by name alone; the
-        plan's own in a compiled function, which takes no network for a constant."""
-        return self if field is None or torch.compiler.is_compiling() else field
-
-    def data_coefficients(self, known: Plan | Field | None = None) -> list[tuple[float, float]]:
+    def data_coefficients(self) -> list[tuple[float, float]]:
         """(p, q) of each row with the data that its evaluation predicts = p y + q out, y the plan's point; not finite where the
         prediction does not determine it, and of a row that evaluates nothing.
 
-        ``known``: as of :meth:`known_by`. The field says its data at a point of its own path, which is y times the factor of
-        its input less the prediction's own."""
-        known = self if known is None else known
-        on, kind = known.path._core, predictions.to_core(known.prediction)
+        The field says its data at a point of its own path, which is y times the factor of its input less the prediction's
+        own."""
+        on, kind = self.path._core, predictions.to_core(self.prediction)
         pairs, shown = [], 1.0
         for row in self.facts:
             pair = float("nan"), float("nan")

@@ -51,14 +51,12 @@ class Step:
 
 
 @torch.compiler.assume_constant_result
-def denoise_table(
-    plan: Plan, known: Plan | Field, sign: int, origin: tuple[int, ...] | None
-) -> tuple[Tensor, list[bool]]:
+def denoise_table(plan: Plan, sign: int, origin: tuple[int, ...] | None) -> tuple[Tensor, list[bool]]:
     """A table whose rows, the plan's or those that come from them, only convert: their prediction is the data; and which rows
     determine it."""
     r = _core.record
     table = torch.zeros_like(plan.table)
-    for i, (p, q) in enumerate(plan.data_coefficients(known)):
+    for i, (p, q) in enumerate(plan.data_coefficients()):
         for name, value in (
             ("evaluates", 1.0),
             ("store", -1.0),
@@ -258,7 +256,7 @@ class Run:
             raise RuntimeError(
                 "this run does not keep its points: only the Sampler's own loop with a callback does"
             )
-        table, determined = denoise_table(self.plan, self.plan.known_by(field), field.sign, self._origin)
+        table, determined = denoise_table(self.plan, field.sign, self._origin)
 
         def denoised(out: Tensor, uncond: Tensor | None) -> Tensor | None:
             self.next()

@@ -271,7 +271,8 @@ class Sampler:
     ) -> Run:  # fmt: skip
         """``unsaid``: there is no field, the caller's network is what the plan says."""
         plan, (hook, mask, known, known_noise) = self.plan, edits
-        plan = plan.on(field.path, field.prediction)
+        if not unsaid:
+            plan = plan.on(field.path, field.prediction)
         fresh = mask is not None and known_noise == "fresh" and begin.noise is None
         start = start_of(
             plan,
