@@ -144,7 +144,7 @@ CASES = {
     "scale's shape before a batch": (lambda: pfc.CFG(torch.ones(2, 2)), ["scale", "[B]"]),
     "weight text": (lambda: pfc.CFG(2.0, weights=[1.0, "a"]), ["weights[1]", "'a'"]),
     "weight nan": (lambda: pfc.CFG(2.0, weights=[NAN]), ["weights[0]", "nan"]),
-    "weights text": (lambda: pfc.CFG(2.0, weights="ab"), ["weights[0]", "'a'"]),
+    "weights text": (lambda: pfc.CFG(2.0, weights="ab"), ["weights", "'ab'"]),
     "weight of the call": (
         lambda: sample(
             lambda x, t, y: x, guidance=pfc.CFG(2.0, weights=[1.0, lambda t: INF]), x0=x0(),
