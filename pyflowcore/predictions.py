@@ -60,7 +60,7 @@ class EDM(Prediction):
         if isinstance(self.sigma_data, bool) or not isinstance(self.sigma_data, (int, float)):
             raise TypeError(f"sigma_data must be a number, got {type(self.sigma_data).__name__}")
         if not 1e-30 <= self.sigma_data <= 1e30:  # beyond, squares and their inverses leave float64
-            raise ValueError(f"sigma_data must lie in 1e-30 to 1e30, got {self.sigma_data}")
+            raise ValueError(f"sigma_data must be positive, from 1e-30 to 1e30, got {self.sigma_data}")
 
     @property
     def name(self) -> str:  # type: ignore[override]
