@@ -2,13 +2,14 @@
 
 from . import grids, ops, paths, plot
 from ._library import PyflowcoreWarning, cpu_isa, select_cpu_isa
+from .building import plan, solvers
 from .capture import CapturedRun
 from .field import Field
 from .fit import Fit, fit_plan
 from .guidance import APG, CFG, Autoguidance, CFGZero
 from .info import Info, info
 from .ops import Interpolated, interpolate, randn
-from .plans import Plan, plan, solvers
+from .plans import Plan
 from .predictions import EDM, Scaled
 from .run import Run, Step, Trajectory
 from .sampler import Sampler

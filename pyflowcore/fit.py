@@ -19,10 +19,11 @@ from torch import Tensor
 
 from . import bns, grids
 from ._library import PyflowcoreWarning
+from .building import plan
 from .field import Field, as_field
 from .fit_data import Pairs, make_pairs
 from .guidance import CFG
-from .plans import Plan, plan
+from .plans import Plan
 from .sampler import Sampler
 
 __all__ = ["Fit", "fit_plan"]

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from . import conditions, grids
+from .building import plan
 from .field import Field
 from .guidance import CFG
 from .ops import randn
-from .plans import Plan, plan
+from .plans import Plan
 from .sampler import Sampler
 
 __all__ = ["Pairs", "make_pairs"]

@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from .field import Field
 from .guidance import CFG
 from .ops import _plain_guide
 from .ops._plain_guide import RULE
@@ -69,13 +68,13 @@ class Guide:
 
 
 def guide_for(
-    plan: Plan, guidance: CFG | None, field: Field | None, program: Program, counts: list[int], scales: Tensor | None,
+    plan: Plan, guidance: CFG | None, sign: int, program: Program, counts: list[int], scales: Tensor | None,
     state: Tensor,
 ) -> Guide | None:  # fmt: skip
     """The guide of a trajectory; None where constants serve (classifier-free guidance, or one branch everywhere).
 
     Args:
-        field: None where the caller's network is what the plan says.
+        sign: the field's.
         counts: for each row of the program the number of branches; a guided row has more than one.
     """
     if guidance is None or scales is None or not guidance.by_sample:
@@ -86,7 +85,6 @@ def guide_for(
         bool(guidance.star), float(guidance.eta), float(guidance.norm or 0.0), float(guidance.momentum), float(guidance.phi),
     )  # fmt: skip
     guided = tuple(row.evaluates and n > 1 for row, n in zip(program.facts, counts, strict=True))
-    sign = 1 if field is None else field.sign
     rules = _rules(plan, sign, program.origin, guided, said)
     return Guide(rules, scales, state, max(counts), guidance.momentum != 0.0)
 

@@ -303,7 +303,7 @@ class Sampler:
         run = Run(
             plan, program, state, branches=counts, stacked=stacked, times=times, dtype=field.dtype or state.dtype,
             guidance=guidance, seeds=start.seeds, differentiable=enable_grad, noise=noise, keep_points=keep_points,
-            guide=guide_for(plan, self.guidance, None if unsaid else field, program, counts, guidance, state),
+            guide=guide_for(plan, self.guidance, field.sign, program, counts, guidance, state),
         )  # fmt: skip
         if hook is not None:
             run.at_grid(hook_edit(hook, run.buffers, plan.times))
