@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,24 +21,24 @@ PREDICTIONS = tuple(_core.Prediction.__members__)
 _PROBES = tuple((i + 0.5) / 16 for i in range(16))
 
 
-class Prediction:
+class Prediction(ABC):
     """A prediction that is not one of the five names. Use a subclass."""
 
     name: str
 
+    @abstractmethod
     def _answer(
         self, t: float, alpha: float, sigma: float, dalpha: float, dsigma: float
     ) -> tuple[float, float, float]:
         """(data, noise, in_scale): the network, shown in_scale * x, says data * x1 + noise * x0."""
-        raise NotImplementedError
 
     def network_times(self, path: paths.Path, t: Tensor) -> Tensor | None:
         """The times that the network is trained with, where they are not the path's."""
         return None
 
+    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able description."""
-        raise NotImplementedError
 
 
 AnyPrediction = str | Prediction

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .named import Float, Path, check_times, snap_ends
+from .named import Float, HostPath, check_times, snap_ends
 
 __all__ = ["Custom", "SavedPath", "custom"]
 
@@ -47,7 +47,7 @@ def custom(
     return Custom(alpha, sigma, dalpha, dsigma, name)
 
 
-class _ByName(Path):
+class _ByName(HostPath):
     """Paths that compare by their name and their values at probes."""
 
     _probed: tuple[list[float], list[float]]
@@ -55,14 +55,6 @@ class _ByName(Path):
     def __init__(self, label: str) -> None:
         self.label = label
         self.name = label  # type: ignore[misc]  # of this path, not of its class
-
-    @property
-    def _core(self) -> Any:
-        return self
-
-    @property
-    def code(self) -> None:
-        return None
 
     def to_dict(self) -> dict[str, Any]:
         alpha, sigma = self._probed

@@ -70,6 +70,18 @@ class Path:
         return {"name": self.name}
 
 
+class HostPath(Path):
+    """A path whose formula the kernels do not know: the core calls ``_values`` and ``_point`` of the subclass."""
+
+    @property
+    def _core(self) -> Any:
+        return self
+
+    @property
+    def code(self) -> None:
+        return None
+
+
 @dataclass(frozen=True)
 class Linear(Path):
     """alpha = t, sigma = 1 - t: CondOT (Lipman et al. 2023), rectified flow (Liu et al. 2023)."""

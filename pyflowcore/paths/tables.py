@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .named import Float, Path, check_times, snap_ends
+from .named import Float, HostPath, check_times, snap_ends
 
 __all__ = ["AlphasCumprod", "Table", "from_alphas_cumprod", "table"]
 
@@ -89,7 +89,7 @@ class _Cubic:
         return value, (6 * u * (1 - u) * rise + m0 * (1 - u) * (1 - 3 * u) + m1 * u * (3 * u - 2)) / h
 
 
-class Table(Path):
+class Table(HostPath):
     """See :func:`table`. Equal to another of the same numbers."""
 
     name: ClassVar[str] = "table"
@@ -150,14 +150,6 @@ class Table(Path):
             cubic.freeze()
         self._knots = list(zip(times.tolist(), a.tolist(), s.tolist(), strict=True))
         self._starts = times.tolist()
-
-    @property
-    def _core(self) -> Any:
-        return self
-
-    @property
-    def code(self) -> None:
-        return None
 
     @property
     def noise_scale(self) -> float:
