@@ -1,0 +1,129 @@
+// The engine's CUDA kernels, run thread by thread on the CPU: all of csrc/cuda/engine* but the launch itself. Compiled by
+// engine_on_cpu.py.
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "../csrc/cuda/engine_modes.hpp"
+
+using namespace pfc;
+
+namespace {
+
+// Threads of a block run in this order: 0, stride, 2 stride, ... modulo their number, so that no order is relied on.
+constexpr int kStride = 77;
+
+template <class Mode>
+struct HostRun {
+  const cuda::EngineParams& p;
+  char* shared;
+  int64_t block;
+
+  cuda::Engine<Mode> engine(int thread = 0) const { return {p, shared, block, thread}; }
+  template <class Phase>
+  void operator()(const Phase& phase) const {
+    for (int i = 0; i < Mode::kThreads; ++i) phase(engine(i * kStride % Mode::kThreads));
+  }
+  void layer(int l, int j) const {
+    (*this)([&](const cuda::Engine<Mode>& e) { Mode::layer(e, l, j); });
+  }
+};
+
+template <class Mode, bool kSingle>
+void run_blocks(const cuda::EngineProgram& program) {
+  for (int64_t block = program.params.blocks - 1; block >= 0; --block) {
+    // Whatever was in shared memory before: NaN of every type.
+    std::vector<double> shared(static_cast<std::size_t>(program.shared_bytes / 8 + 2), std::nan(""));
+    cuda::engine_block<Mode, kSingle>(program.params,
+                                      HostRun<Mode>{program.params, reinterpret_cast<char*>(shared.data()), block});
+  }
+}
+
+template <class Mode>
+void run_blocks(const cuda::EngineProgram& program) {
+  program.single ? run_blocks<Mode, true>(program) : run_blocks<Mode, false>(program);
+}
+
+}  // namespace
+
+extern "C" {
+
+struct EngineCall {
+  int64_t batch, dim, conditions, features, layers, wide, precision, single, t_dtype, t_per_sample, rows, scale_row_stride,
+      scale_branch_stride, scale_sample_stride, kept, multiprocessors, shared_per_block, shared_per_multiprocessor;
+  double time;
+  const double* layer_table;
+  const double* feature_table;
+  const void* params;
+  const void* x0;
+  void* x;
+  const void* cond;
+  const void* t;
+  const double* times;
+  const double* table;
+  const int64_t* branches;
+  const void* scale;
+  const int64_t* seeds;
+  const int64_t* keep_rows;
+  void* states;
+  void* points;
+};
+
+// Returns -1 if the least does not fit, else how the call was laid out, in bits: 1 large tiles, 2 states in shared memory, 4
+// the first layer's weights there, 8 the last layer's, 16 words of its own for the rows; from 256 on, the number of blocks.
+int64_t pfc_test_engine(const EngineCall* call) {
+  cuda::EngineArgs args;
+  Network& network = args.network;
+  network.dtype = call->wide ? DType::kFloat64 : DType::kFloat32;
+  network.params = call->params;
+  network.features = call->feature_table;
+  network.dim = static_cast<int>(call->dim);
+  network.feature_count = static_cast<int>(call->features);
+  network.condition_count = static_cast<int>(call->conditions);
+  network.layers = static_cast<int>(call->layers);
+  for (int l = 0; l < network.layers; ++l)
+    network.layer[l] = decode_layer(call->layer_table + l * layer_record::kWidth);
+  args.precision = static_cast<cuda::Precision>(call->precision);
+  args.batch = call->batch;
+  args.x0 = call->x0;
+  args.x = call->x;
+  args.cond = call->cond;
+  args.single = call->single != 0;
+  args.t = call->t;
+  args.t_dtype = static_cast<DType>(call->t_dtype);
+  args.t_per_sample = call->t_per_sample != 0;
+  args.time = call->time;
+  args.rows = call->rows;
+  args.times = call->times;
+  args.table = call->table;
+  args.branches = call->branches;
+  args.scale = call->scale;
+  args.scale_row_stride = call->scale_row_stride;
+  args.scale_branch_stride = call->scale_branch_stride;
+  args.scale_sample_stride = call->scale_sample_stride;
+  args.seeds = call->seeds;
+  args.keep_rows = call->keep_rows;
+  args.kept = call->kept;
+  args.states = call->states;
+  args.points = call->points;
+  const cuda::EngineDevice device{static_cast<int>(call->multiprocessors), call->shared_per_block,
+                                  call->shared_per_multiprocessor};
+  return cuda::with_modes(args, [&]<class Small, class Large>(cuda::Modes<Small, Large>) -> int64_t {
+    cuda::EngineProgram program;
+    if (!cuda::make_program<Small, Large>(args, device, program)) return -1;
+    cuda::EngineParams& p = program.params;
+    std::vector<double> scratch(static_cast<std::size_t>(p.blocks * p.scratch_stride / 8 + 2), std::nan(""));
+    p.scratch = reinterpret_cast<char*>(scratch.data());
+    if (!program.words.empty()) p.remote = program.words.data();
+    program.large ? run_blocks<Large>(program) : run_blocks<Small>(program);
+    return program.large + 2 * p.plane.shared + 4 * p.layer[0].resident.shared +
+           8 * p.layer[p.layers - 1].resident.shared + 16 * !program.words.empty() + 256 * p.blocks;
+  });
+}
+
+// A time feature.
+double pfc_test_feature(int kind, double frequency, double phase, double t) {
+  return time_feature(static_cast<Feature>(kind), frequency, phase, t);
+}
+
+}  // extern "C"
