@@ -13,6 +13,7 @@ from .plans import Plan
 from .predictions import EDM, Scaled
 from .run import Run, Step, Trajectory
 from .sampler import Sampler
+from .solving import Solution, Status, solve
 
 __all__ = [
     "APG",
@@ -30,6 +31,8 @@ __all__ = [
     "Run",
     "Sampler",
     "Scaled",
+    "Solution",
+    "Status",
     "Step",
     "Trajectory",
     "cpu_isa",
@@ -43,5 +46,6 @@ __all__ = [
     "plot",
     "randn",
     "select_cpu_isa",
+    "solve",
     "solvers",
 ]
