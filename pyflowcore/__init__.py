@@ -8,6 +8,7 @@ from .field import Field
 from .fit import Fit, fit_plan
 from .guidance import APG, CFG, Autoguidance, CFGZero
 from .info import Info, info
+from .likelihood import Hutchinson, log_prob, sample_with_log_prob
 from .ops import Interpolated, interpolate, randn
 from .plans import Plan
 from .predictions import EDM, Scaled
@@ -24,6 +25,7 @@ __all__ = [
     "CapturedRun",
     "Field",
     "Fit",
+    "Hutchinson",
     "Info",
     "Interpolated",
     "Plan",
@@ -40,11 +42,13 @@ __all__ = [
     "grids",
     "info",
     "interpolate",
+    "log_prob",
     "ops",
     "paths",
     "plan",
     "plot",
     "randn",
+    "sample_with_log_prob",
     "select_cpu_isa",
     "solve",
     "solvers",
