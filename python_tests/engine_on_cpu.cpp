@@ -49,8 +49,8 @@ void run_blocks(const cuda::EngineProgram& program) {
 extern "C" {
 
 struct EngineCall {
-  int64_t batch, dim, conditions, features, layers, wide, precision, single, t_dtype, t_per_sample, rows, scale_row_stride,
-      scale_branch_stride, scale_sample_stride, kept, multiprocessors, shared_per_block, shared_per_multiprocessor;
+  int64_t batch, dim, conditions, features, layers, wide, precision, single, t_dtype, t_per_sample, rows, most_branches,
+      slots, scale_row_stride, scale_branch_stride, scale_sample_stride, kept, multiprocessors, shared_per_block, shared_per_multiprocessor;
   double time;
   const double* layer_table;
   const double* feature_table;
@@ -69,11 +69,11 @@ struct EngineCall {
   void* points;
 };
 
-// Returns -1 if the least does not fit, else how the call was laid out, in bits: 1 large tiles, 2 states in shared memory, 4
-// the first layer's weights there, 8 the last layer's, 16 words of its own for the rows; from 256 on, the number of blocks.
+// Returns -1 if the least does not fit, else how the call was laid out: in bits, 1 large tiles, 2 states in shared memory, 4
+// words of its own for the rows; from 8 on the layers whose weights lie in shared memory, from 2^16 on the blocks.
 int64_t pfc_test_engine(const EngineCall* call) {
-  cuda::EngineArgs args;
-  Network& network = args.network;
+  TrajectoryArgs plan;
+  Network& network = plan.network;
   network.dtype = call->wide ? DType::kFloat64 : DType::kFloat32;
   network.params = call->params;
   network.features = call->feature_table;
@@ -83,29 +83,35 @@ int64_t pfc_test_engine(const EngineCall* call) {
   network.layers = static_cast<int>(call->layers);
   for (int l = 0; l < network.layers; ++l)
     network.layer[l] = decode_layer(call->layer_table + l * layer_record::kWidth);
-  args.precision = static_cast<cuda::Precision>(call->precision);
-  args.batch = call->batch;
-  args.x0 = call->x0;
-  args.x = call->x;
-  args.cond = call->cond;
-  args.single = call->single != 0;
-  args.t = call->t;
-  args.t_dtype = static_cast<DType>(call->t_dtype);
-  args.t_per_sample = call->t_per_sample != 0;
-  args.time = call->time;
-  args.rows = call->rows;
-  args.times = call->times;
-  args.table = call->table;
-  args.branches = call->branches;
-  args.scale = call->scale;
-  args.scale_row_stride = call->scale_row_stride;
-  args.scale_branch_stride = call->scale_branch_stride;
-  args.scale_sample_stride = call->scale_sample_stride;
-  args.seeds = call->seeds;
-  args.keep_rows = call->keep_rows;
-  args.kept = call->kept;
-  args.states = call->states;
-  args.points = call->points;
+  plan.batch = call->batch;
+  plan.x0 = call->x0;
+  plan.x = call->x;
+  plan.cond = call->cond;
+  plan.rows = call->rows;
+  plan.times = call->times;
+  plan.table = call->table;
+  plan.branches = call->branches;
+  plan.most_branches = static_cast<int>(call->most_branches);
+  plan.slots = static_cast<int>(call->slots);
+  plan.scale = call->scale;
+  plan.scale_row_stride = call->scale_row_stride;
+  plan.scale_branch_stride = call->scale_branch_stride;
+  plan.scale_sample_stride = call->scale_sample_stride;
+  plan.seeds = call->seeds;
+  plan.keep_rows = call->keep_rows;
+  plan.kept = call->kept;
+  plan.states = call->states;
+  plan.points = call->points;
+  const auto precision = static_cast<cuda::Precision>(call->precision);
+  cuda::EngineArgs args = cuda::engine_args(plan, precision);
+  if (call->single) {
+    NetworkArgs one{network, call->batch, call->x0, call->cond, call->t};
+    one.t_dtype = static_cast<DType>(call->t_dtype);
+    one.shared_time = call->t_per_sample == 0;
+    one.time = call->time;
+    one.out = call->x;
+    args = cuda::engine_args(one, precision);
+  }
   const cuda::EngineDevice device{static_cast<int>(call->multiprocessors), call->shared_per_block,
                                   call->shared_per_multiprocessor};
   return cuda::with_modes(args, [&]<class Small, class Large>(cuda::Modes<Small, Large>) -> int64_t {
@@ -116,8 +122,9 @@ int64_t pfc_test_engine(const EngineCall* call) {
     p.scratch = reinterpret_cast<char*>(scratch.data());
     if (!program.words.empty()) p.remote = program.words.data();
     program.large ? run_blocks<Large>(program) : run_blocks<Small>(program);
-    return program.large + 2 * p.plane.shared + 4 * p.layer[0].resident.shared +
-           8 * p.layer[p.layers - 1].resident.shared + 16 * !program.words.empty() + 256 * p.blocks;
+    int64_t resident = 0;
+    for (int l = 0; l < p.layers; ++l) resident += p.layer[l].resident.shared;
+    return program.large + 2 * p.plane.shared + 4 * !program.words.empty() + 8 * resident + 65536 * p.blocks;
   });
 }
 

@@ -15,6 +15,9 @@ import torch
 from cuda_on_cpu import FLAGS
 from torch import Tensor
 
+from pyflowcore import _core
+
+R = _core.record
 SOURCE = Path(__file__).with_name("engine_on_cpu.cpp")
 # Multiprocessors, bytes of shared memory of a block and of a multiprocessor.
 DEVICES = {
@@ -26,7 +29,7 @@ DEVICES = {
 }
 COUNTS = (
     "batch", "dim", "conditions", "features", "layers", "wide", "precision", "single", "t_dtype", "t_per_sample", "rows",
-    "scale_row_stride", "scale_branch_stride", "scale_sample_stride", "kept", "multiprocessors", "shared_per_block",
+    "most_branches", "slots", "scale_row_stride", "scale_branch_stride", "scale_sample_stride", "kept", "multiprocessors", "shared_per_block",
     "shared_per_multiprocessor",
 )  # fmt: skip
 POINTERS = (
@@ -45,13 +48,12 @@ class EngineCall(ctypes.Structure):
 
 
 class Layout(NamedTuple):
-    """How a call was laid out."""
+    """How a call was laid out; ``resident``: layers whose weights lie in shared memory."""
 
     large: bool
     states_shared: bool
-    first_shared: bool
-    last_shared: bool
     remote: bool
+    resident: int
     blocks: int
 
 
@@ -81,7 +83,7 @@ def _run(call: EngineCall, tensors: dict[str, Tensor | None], device: str) -> La
     call.multiprocessors, call.shared_per_block, call.shared_per_multiprocessor = DEVICES[device]
     found = library().pfc_test_engine(ctypes.byref(call))
     assert found >= 0, "the least does not fit"
-    return Layout(*[bool(found & 1 << bit) for bit in range(5)], found >> 8)
+    return Layout(*[bool(found & 1 << bit) for bit in range(3)], found >> 3 & 0x1FFF, found >> 16)
 
 
 def _call(x: Tensor, cond: Tensor | None, layers: Tensor, features: Tensor, precision: int) -> EngineCall:
@@ -116,6 +118,10 @@ def trajectory(
     """As ``pyflowcore.ops.trajectory``."""
     call, out = _call(x0, cond, layers, features, precision), torch.full_like(x0, torch.nan)
     call.rows, call.kept = len(table), 0 if keep_rows is None else len(keep_rows)
+    call.most_branches = int(branches.max()) if len(branches) else 0
+    named = table[:, R["b"] : R["b"] + R["max_slots"]].any(0) | table[:, R["e"] : R["e"] + R["max_slots"]].any(0)
+    stores = table[:, R["store"]].int().tolist()
+    call.slots = max([-1, *stores, *named.nonzero().flatten().tolist()]) + 1
     states = x0.new_full((call.kept, *x0.shape), torch.nan)
     points = x0.new_full((int((branches > 0).sum()) if keep_points else 0, *x0.shape), torch.nan)
     if guidance is not None:

@@ -15,21 +15,6 @@
 
 namespace pfc::cuda {
 
-PFC_HD float fused(float a, float b, float c) {
-#if defined(__CUDA_ARCH__)
-  return __fmaf_rn(a, b, c);
-#else
-  return __builtin_fmaf(a, b, c);
-#endif
-}
-PFC_HD double fused(double a, double b, double c) {
-#if defined(__CUDA_ARCH__)
-  return __fma_rn(a, b, c);
-#else
-  return __builtin_fma(a, b, c);
-#endif
-}
-
 PFC_HD double load_time(const void* t, DType dtype, int64_t at) {
   switch (dtype) {
     case DType::kFloat32: return static_cast<double>(static_cast<const float*>(t)[at]);
@@ -68,7 +53,7 @@ struct EngineMemory {
   PFC_HD V branch(int j) const { return load(p.first_output + j); }
   PFC_HD V point() const { return load(row.point_plane); }
   PFC_HD V state() const { return load(0); }
-  PFC_HD V slot(int i) const { return load(2 + row.row.term[i].slot); }
+  PFC_HD V slot(int k) const { return load(2 + k); }
   PFC_HD V noise(int n) const {
     V r;
     const NormalBlock drawn = normal_block(static_cast<uint64_t>(p.seeds[sample]), p.stream, row.row.draw[n].index,
@@ -164,7 +149,7 @@ struct Engine {
   // s <- s + w_k v_k for k from `first` on, `count` of them; weights of `in` inputs.
   PFC_HD S chain(S s, const S* values, int step, int count, int64_t weights_at, int n, int first, int in) const {
     const S* w = weights() + weights_at + weight(n, in, first);
-    for (int k = 0; k < count; ++k) s = fused(w[k * kPanel], values[k * step], s);
+    for (int k = 0; k < count; ++k) s = DeviceMath::fma(w[k * kPanel], values[k * step], s);
     return s;
   }
 
@@ -272,13 +257,13 @@ struct Engine {
   // What becomes of a layer's sums for output n of N neighbouring samples from m on. z lies in the thread's own memory.
   template <int N>
   PFC_HD Pack<S, N> activated(const EngineLayer& layer, Pack<S, N> z, int m, int n) const {
-    z = activate(static_cast<Activation>(layer.activation), static_cast<S>(layer.parameter), z);
+    z = activate<typename Mode::Function>(static_cast<Activation>(layer.activation), static_cast<S>(layer.parameter), z);
     if (layer.residual >= 0) {
       PFC_FULL_UNROLL
       for (int e = 0; e < N; ++e) z.v[e] = z.v[e] + Mode::load(buffer(layer.residual), p, m + e, n);
     }
     if (layer.after == static_cast<int>(Activation::kIdentity)) return z;
-    return activate(static_cast<Activation>(layer.after), static_cast<S>(layer.after_parameter), z);
+    return activate<typename Mode::Function>(static_cast<Activation>(layer.after), static_cast<S>(layer.after_parameter), z);
   }
   // The start of a layer's sums: the bias, or what the time and the conditions give.
   PFC_HD S start(int l, int j, int m, int n) const {

@@ -1,9 +1,7 @@
-// What the engine's kernels are asked for: one evaluation of a network, or a whole plan over it. Pointers are the device's,
-// except those of the tables.
+// What the engine's kernels are asked for: a whole plan over a network, or one evaluation of it; and on what device.
 #pragma once
 
-#include "../core/arguments.hpp"
-#include "../core/network.hpp"
+#include "../core/trajectory.hpp"
 
 namespace pfc::cuda {
 
@@ -11,34 +9,38 @@ namespace pfc::cuda {
 enum class Precision : int { kExact, kTF32, kBFloat16 };
 
 struct EngineArgs {
-  Network network;
+  TrajectoryArgs plan;
   Precision precision = Precision::kExact;
-  int64_t batch = 0;
-  const void* x0 = nullptr;    // [batch, dim]
-  void* x = nullptr;           // the result: the state after the last row, or the network's output
-  const void* cond = nullptr;  // [branches batch, conditions]
-
-  // One evaluation, without rows: t is [batch], or one time for all: on the device, or `time` where t is null.
+  // One evaluation instead, from plan.x0 to plan.x, at times as in NetworkArgs.
   bool single = false;
   const void* t = nullptr;
-  DType t_dtype = DType::kFloat32;
+  DType t_dtype = DType::kFloat64;
   bool t_per_sample = false;
   double time = 0.0;
-
-  // A plan: host memory, except what is said otherwise.
-  int64_t rows = 0;
-  const double* times = nullptr;
-  const double* table = nullptr;
-  const int64_t* branches = nullptr;
-  const void* scale = nullptr;  // device: guidance scales
-  int64_t scale_row_stride = 0, scale_branch_stride = 0, scale_sample_stride = 0;
-  const int64_t* seeds = nullptr;  // device
-  uint32_t stream = static_cast<uint32_t>(Stream::kPlan);
-  const int64_t* keep_rows = nullptr;
-  int64_t kept = 0;
-  void* states = nullptr;  // device [kept, batch, dim]
-  void* points = nullptr;  // device [rows that evaluate, batch, dim], or null
 };
+
+inline EngineArgs engine_args(const TrajectoryArgs& args, Precision precision) {
+  EngineArgs engine;
+  engine.plan = args;
+  engine.precision = precision;
+  return engine;
+}
+
+inline EngineArgs engine_args(const NetworkArgs& args, Precision precision) {
+  EngineArgs engine;
+  engine.plan.network = args.network;
+  engine.plan.batch = args.batch;
+  engine.plan.x0 = args.x;
+  engine.plan.x = args.out;
+  engine.plan.cond = args.cond;
+  engine.precision = precision;
+  engine.single = true;
+  engine.t = args.t;
+  engine.t_dtype = args.t_dtype;
+  engine.t_per_sample = !args.shared_time;
+  engine.time = args.time;
+  return engine;
+}
 
 // What the layout of a launch depends on.
 struct EngineDevice {

@@ -16,6 +16,7 @@ namespace pfc::cuda {
 template <class S_, int kRows_, int kGroups_, int kWarps_, int kBlocks_>
 struct Exact {
   using S = S_;
+  using Function = ExactActivation;
   static constexpr int kRows = kRows_, kGroups = kGroups_, kWarps = kWarps_, kBlocks = kBlocks_;
   static constexpr int kThreads = 32 * kWarps, kGroup = 8 * kRows, kTile = kGroup * kGroups;
   static constexpr int64_t kStageBytes = 0;
@@ -81,7 +82,7 @@ struct Exact {
       const Quad<S> factors = read_quad<S>(w + k * kPanel);
       PFC_FULL_UNROLL
       for (int i = 0; i < kItem; ++i) PFC_FULL_UNROLL
-      for (int e = 0; e < kRows; ++e) sum[i][e] = fused(factors.v[i], values.v[e], sum[i][e]);
+      for (int e = 0; e < kRows; ++e) sum[i][e] = DeviceMath::fma(factors.v[i], values.v[e], sum[i][e]);
     }
     // The sums go through the buffer, so that the code of the activations exists once and not for every output.
     S* out = reinterpret_cast<S*>(engine.buffer(layer.target)) + m;

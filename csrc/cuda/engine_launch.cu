@@ -69,7 +69,7 @@ cudaError_t engine(const EngineArgs& args, EngineProgram& program, void* scratch
     const cudaError_t error = carry(program.words, remote, stream);
     if (error != cudaSuccess) return error;
   }
-  if (args.network.dtype == DType::kFloat64) return engine_float64(program, stream);
+  if (args.plan.network.dtype == DType::kFloat64) return engine_float64(program, stream);
   return engine_float32(program, stream);
 }
 

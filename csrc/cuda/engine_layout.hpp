@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine_args.hpp"
+#include "walk.hpp"
 
 namespace pfc::cuda {
 
@@ -112,7 +113,7 @@ void append(std::vector<uint32_t>& words, const T& value) {
 
 // The records, and what each row finds and leaves.
 template <class S>
-void append_rows(const EngineArgs& args, EngineParams& p, std::vector<uint32_t>& words) {
+void append_rows(const TrajectoryArgs& args, EngineParams& p, std::vector<uint32_t>& words) {
   using Record = EngineRecord<S>;
   std::vector<uint32_t> records;
   std::vector<int> begins;
@@ -181,14 +182,15 @@ inline int assign_buffers(const Network& network, EngineParams& p) {
 
 // Mode: how activations and weights lie in shared memory. Returns whether the least that must be there fits.
 template <class Mode>
-bool lay_out(const EngineArgs& args, const EngineDevice& device, EngineProgram& program) {
+bool lay_out(const EngineDevice& device, EngineProgram& program) {
   using S = typename Mode::S;
   EngineParams& p = program.params;
-  int width = args.network.dim;
-  for (int l = 0; l < args.network.layers; ++l) width = width < p.layer[l].panels * kPanel ? p.layer[l].panels * kPanel : width;
+  int width = p.dim;
+  for (int l = 0; l < p.layers; ++l)
+    width = width < p.layer[l].panels * kPanel ? p.layer[l].panels * kPanel : width;
   p.buffer_bytes = align_up(Mode::buffer_bytes(width), 16);
   if (p.buffer_bytes * p.buffers < kEngineStageBytes) p.buffer_bytes = align_up(kEngineStageBytes / p.buffers, 16);
-  p.tiles = (args.batch + Mode::kTile - 1) / Mode::kTile;
+  p.tiles = (p.batch + Mode::kTile - 1) / Mode::kTile;
   int64_t shared = kEngineRowBytes + p.buffer_bytes * p.buffers + Mode::kStageBytes;
   if (shared > device.shared_per_block) return false;
   // More blocks on a multiprocessor hide more latency than nearer weights save: half of its memory at most, unless tiles are
@@ -230,34 +232,35 @@ bool lay_out(const EngineArgs& args, const EngineDevice& device, EngineProgram& 
 template <class Small, class Large>
 bool make_program(const EngineArgs& args, const EngineDevice& device, EngineProgram& program) {
   using S = typename Small::S;
-  const Network& network = args.network;
+  const TrajectoryArgs& plan = args.plan;
+  const Network& network = plan.network;
   EngineParams& p = program.params;
   std::memset(static_cast<void*>(&p), 0, offsetof(EngineParams, words));
-  p.batch = args.batch;
+  p.batch = plan.batch;
   p.dim = network.dim;
   p.stride = (network.dim + kItem - 1) / kItem * kItem;
   p.features = network.feature_count;
   p.conditions = network.condition_count;
   p.layers = network.layers;
   p.hidden = Network::panels(network.layer[0].out) * kPanel;
-  p.rows = static_cast<int>(args.rows);
+  p.rows = static_cast<int>(plan.rows);
   p.time_weights = network.time_weights();
   p.condition_weights = network.condition_weights();
   p.parameters = network.params;
-  p.x0 = args.x0;
-  p.x = args.x;
-  p.cond = args.cond;
+  p.x0 = plan.x0;
+  p.x = plan.x;
+  p.cond = plan.cond;
   p.t = args.t;
   p.t_dtype = args.t_dtype;
   p.t_per_sample = args.t_per_sample;
   p.time = args.time;
-  p.scale = args.scale;
-  p.scale_branch_stride = args.scale_branch_stride;
-  p.scale_sample_stride = args.scale_sample_stride;
-  p.seeds = args.seeds;
-  p.stream = args.stream;
-  p.states = args.states;
-  p.points = args.points;
+  p.scale = plan.scale;
+  p.scale_branch_stride = plan.scale_branch_stride;
+  p.scale_sample_stride = plan.scale_sample_stride;
+  p.seeds = plan.seeds;
+  p.stream = static_cast<uint32_t>(Stream::kPlan);
+  p.states = plan.states;
+  p.points = plan.points;
   for (int l = 0; l < network.layers; ++l) {
     const Layer& from = network.layer[l];
     EngineLayer& layer = p.layer[l];
@@ -274,18 +277,12 @@ bool make_program(const EngineArgs& args, const EngineDevice& device, EngineProg
   p.buffers = assign_buffers(network, p);
   if (p.buffers < 0) return false;
   if (p.buffers < 2) p.buffers = 2;
-  int slots = 0, branches = 1;
-  for (int64_t r = 0; r < args.rows; ++r) {
-    const double* rec = args.table + r * record::kWidth;
-    if (static_cast<int>(rec[record::kStore]) >= slots) slots = static_cast<int>(rec[record::kStore]) + 1;
-    if (args.branches[r] > branches) branches = static_cast<int>(args.branches[r]);
-  }
   program.single = args.single;
   // The state, the point, the slots and the branches' outputs; of one evaluation its input and its output.
-  p.first_output = program.single ? 1 : 2 + slots;
-  p.planes = p.first_output + branches;
+  p.first_output = program.single ? 1 : 2 + plan.slots;
+  p.planes = p.first_output + (plan.most_branches > 1 ? plan.most_branches : 1);
   std::vector<uint32_t> words;
-  engine_words::append_rows<S>(args, p, words);
+  engine_words::append_rows<S>(plan, p, words);
   p.times_at = 0;
   if (program.single) p.evaluations = 1;
   if (words.size() > kEngineWords)
@@ -293,8 +290,8 @@ bool make_program(const EngineArgs& args, const EngineDevice& device, EngineProg
   else if (!words.empty())
     std::memcpy(p.words, words.data(), 4 * words.size());
   // Large tiles read each weight for more samples, but want enough samples to keep every multiprocessor busy.
-  program.large = args.batch >= int64_t{2} * Large::kTile * device.multiprocessors && lay_out<Large>(args, device, program);
-  return program.large || lay_out<Small>(args, device, program);
+  program.large = plan.batch >= int64_t{2} * Large::kTile * device.multiprocessors && lay_out<Large>(device, program);
+  return program.large || lay_out<Small>(device, program);
 }
 
 }  // namespace pfc::cuda

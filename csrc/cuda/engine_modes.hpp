@@ -16,7 +16,7 @@ struct Modes {};
 // call(Modes<Small, Large>{}) with the modes that the arguments ask for.
 template <class Call>
 auto with_modes(const EngineArgs& args, Call&& call) {
-  if (args.network.dtype == DType::kFloat64) return call(Modes<DoubleSmall, DoubleLarge>{});
+  if (args.plan.network.dtype == DType::kFloat64) return call(Modes<DoubleSmall, DoubleLarge>{});
   return call(Modes<ExactSmall, ExactLarge>{});
 }
 
