@@ -6,6 +6,7 @@ from .building import plan, solvers
 from .capture import CapturedRun
 from .field import Field
 from .fit import Fit, fit_plan
+from .fuse import CannotFuse, FusedField, fuse
 from .guidance import APG, CFG, Autoguidance, CFGZero
 from .info import Info, info
 from .ops import Interpolated, interpolate, randn
@@ -20,9 +21,11 @@ __all__ = [
     "EDM",
     "Autoguidance",
     "CFGZero",
+    "CannotFuse",
     "CapturedRun",
     "Field",
     "Fit",
+    "FusedField",
     "Info",
     "Interpolated",
     "Plan",
@@ -34,6 +37,7 @@ __all__ = [
     "Trajectory",
     "cpu_isa",
     "fit_plan",
+    "fuse",
     "grids",
     "info",
     "interpolate",
