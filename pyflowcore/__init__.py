@@ -9,11 +9,13 @@ from .fit import Fit, fit_plan
 from .fuse import CannotFuse, FusedField, fuse
 from .guidance import APG, CFG, Autoguidance, CFGZero
 from .info import Info, info
+from .likelihood import Hutchinson, log_prob, sample_with_log_prob
 from .ops import Interpolated, interpolate, randn
 from .plans import Plan
 from .predictions import EDM, Scaled
 from .run import Run, Step, Trajectory
 from .sampler import Sampler
+from .solving import Solution, Status, solve
 
 __all__ = [
     "APG",
@@ -26,6 +28,7 @@ __all__ = [
     "Field",
     "Fit",
     "FusedField",
+    "Hutchinson",
     "Info",
     "Interpolated",
     "Plan",
@@ -33,6 +36,8 @@ __all__ = [
     "Run",
     "Sampler",
     "Scaled",
+    "Solution",
+    "Status",
     "Step",
     "Trajectory",
     "cpu_isa",
@@ -41,11 +46,14 @@ __all__ = [
     "grids",
     "info",
     "interpolate",
+    "log_prob",
     "ops",
     "paths",
     "plan",
     "plot",
     "randn",
+    "sample_with_log_prob",
     "select_cpu_isa",
+    "solve",
     "solvers",
 ]

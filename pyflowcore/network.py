@@ -143,9 +143,10 @@ def time_features(t: Tensor, features: Tensor) -> Tensor:
 def forward(
     x: Tensor, t: Tensor, cond: Tensor | None, params: Tensor, layers: Tensor, features: Tensor
 ) -> Tensor:
-    """The network in plain PyTorch, with gradients in x, cond and params: x [B, ...], t [B], cond [B, C] -> x's shape."""
+    """The network in plain PyTorch, with gradients in x, cond and params: x [B, ...], t [B] or one time,
+    cond [B, C] -> x's shape."""
     flat = x.flatten(1) if x.dim() > 1 else x[:, None]
-    parts = [time_features(t, features).to(flat.dtype), flat]
+    parts = [time_features(t, features).to(flat).expand(len(flat), -1), flat]
     if cond is not None:
         parts.insert(1, cond.to(flat.dtype))
     values = torch.cat(parts, dim=1)

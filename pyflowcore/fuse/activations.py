@@ -13,7 +13,9 @@ from .tape import Form
 from .traced import Context, Traced, distinct, handles, lifted, paired
 
 
-def activation(context: Context, value: Any, name: str, parameter: float = 0.0, kind: str = "activation") -> Traced:
+def activation(
+    context: Context, value: Any, name: str, parameter: float = 0.0, kind: str = "activation"
+) -> Traced:
     value = lifted(context, value)
     code, place = distinct(value.atom)
     made = context.tape.add(kind, len(code), context.where, name=name, parameter=parameter, atoms=code)
@@ -39,7 +41,9 @@ for _name, _functions in {
 @handles("gelu")
 def _gelu(context: Context, value: Any, *, approximate: str = "none") -> Traced:
     if approximate not in ("none", "tanh"):
-        raise context.refuse(f"GELU with approximate={approximate!r}, where 'none' and 'tanh' can be fused", allowed=False)
+        raise context.refuse(
+            f"GELU with approximate={approximate!r}, where 'none' and 'tanh' can be fused", allowed=False
+        )
     return activation(context, value, "gelu" if approximate == "none" else "gelu_tanh")
 
 
@@ -63,7 +67,9 @@ def _leaky(context: Context, value: Any, negative_slope: float = 0.01, inplace: 
 @handles("prelu")
 def _prelu(context: Context, value: Any, weight: Tensor) -> Traced:
     if weight.numel() != 1:
-        raise context.refuse("PReLU with a slope for each channel, where one slope can be fused", allowed=False)
+        raise context.refuse(
+            "PReLU with a slope for each channel, where one slope can be fused", allowed=False
+        )
     return activation(context, value, "leaky_relu", float(weight))
 
 

@@ -62,7 +62,7 @@ class Calling:
 
 
 def style_of(module: nn.Module, inputs: Sequence[str]) -> str | int:
-    """"joined" where forward takes one tensor, else how many of the inputs it takes by position."""
+    """ "joined" where forward takes one tensor, else how many of the inputs it takes by position."""
     if isinstance(module, nn.Sequential):
         return "joined"
     try:

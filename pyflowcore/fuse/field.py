@@ -73,10 +73,18 @@ class FusedNet:
                 raise ValueError(f"{name} must hold one label a sample, [{batch}], got {list(value.shape)}")
             value = value.reshape(-1).long().expand(batch)
             most = min(
-                len(block.table) for block in self.lowered.conditions if block.name == name and block.table is not None
+                len(block.table)
+                for block in self.lowered.conditions
+                if block.name == name and block.table is not None
             )
-            if value.device.type == "cpu" and batch and not (0 <= int(value.min()) and int(value.max()) < most):
-                raise ValueError(f"{name} must be labels from 0 to {most - 1}, got {int(value.min())} to {int(value.max())}")
+            if (
+                value.device.type == "cpu"
+                and batch
+                and not (int(value.min()) >= 0 and int(value.max()) < most)
+            ):
+                raise ValueError(
+                    f"{name} must be labels from 0 to {most - 1}, got {int(value.min())} to {int(value.max())}"
+                )
             return value
         size = self.calling.size(name)
         if not value.is_floating_point():
@@ -271,12 +279,18 @@ def _nothing(x: Tensor, t: Tensor) -> Tensor:
 
 def _module(module: nn.Module) -> nn.Module:
     if isinstance(module, Field):
-        raise TypeError("module is a pfc.Field already: fuse its network, field.net, and give fuse the facts that it says")
+        raise TypeError(
+            "module is a pfc.Field already: fuse its network, field.net, and give fuse the facts that it says"
+        )
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     original = getattr(module, "_orig_mod", module)  # what torch.compile wraps
     if isinstance(original, torch.jit.ScriptModule):
-        raise CannotFuse("the module", "it is a TorchScript module; give fuse the module that it was made from", allowed=False)
+        raise CannotFuse(
+            "the module",
+            "it is a TorchScript module; give fuse the module that it was made from",
+            allowed=False,
+        )
     return original
 
 

@@ -37,7 +37,13 @@ def discover(
     guessed = {name for name in first.conditions if name not in sizes and name not in labels}
     if shape is None and "x" not in sizes:
         guessed.add("x")
-    ways = ("column",) if first.style == "joined" else ("batch", "column", "scalar") if "t" in inputs else ("batch",)
+    ways = (
+        ("column",)
+        if first.style == "joined"
+        else ("batch", "column", "scalar")
+        if "t" in inputs
+        else ("batch",)
+    )
     failures: list[CannotFuse] = []
     for time in ways:
         for guess in _GUESSES if guessed - {"x"} else (1,):
@@ -69,7 +75,9 @@ def _settle(module: nn.Module, calling: Calling, guessed: set[str], times: Tenso
                 rest = {**dict(calling.sizes), wanted.name: wanted.size}
                 calling = replace(calling, sizes=tuple(rest.items()))
             guessed = guessed - {wanted.name}
-    raise CannotFuse("the inputs", "their sizes do not follow from the layers: give sizes={...}", allowed=False)
+    raise CannotFuse(
+        "the inputs", "their sizes do not follow from the layers: give sizes={...}", allowed=False
+    )
 
 
 def _shape_of(module: nn.Module, sizes: Mapping[str, int], shape: Sequence[int] | None) -> tuple[int, ...]:
@@ -86,7 +94,9 @@ def _of_mlp(module: MLP, inputs: Sequence[str], times: Tensor) -> tuple[Calling,
     """models.MLP says everything itself; labels that are not given are its null class."""
     own = [name for name, there in (("y", module.num_classes), ("c", module.cond_dim)) if there]
     if unknown := [name for name in inputs if name not in ("x", "t", *own)]:
-        raise ValueError(f"inputs has {', '.join(unknown)}, and this models.MLP takes x, t{''.join(f', {n}' for n in own)}")
+        raise ValueError(
+            f"inputs has {', '.join(unknown)}, and this models.MLP takes x, t{''.join(f', {n}' for n in own)}"
+        )
     calling = Calling(
         ("x", "t", *own), module.shape, 2, "batch", (("c", module.cond_dim),) if module.cond_dim else (),
         frozenset({"y"} if module.num_classes else ()), (("y", module.num_classes),) if module.num_classes else (),
@@ -94,5 +104,3 @@ def _of_mlp(module: MLP, inputs: Sequence[str], times: Tensor) -> tuple[Calling,
     found = lowered(module, calling, times)
     check_structure(module, calling, times)
     return calling, found
-
-

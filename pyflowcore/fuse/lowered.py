@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -94,12 +94,18 @@ def check_structure(module: nn.Module, calling: Calling, times: Tensor) -> None:
                 noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                 width = parameter.shape[-1] if parameter.dim() > 1 else 4
                 fresh = 0.5 * noise / max(width, 1) ** 0.5
-                parameter.copy_(torch.where(parameter == 0, fresh, parameter * (1 + 0.1 * noise.clamp(-3, 3))))
+                parameter.copy_(
+                    torch.where(parameter == 0, fresh, parameter * (1 + 0.1 * noise.clamp(-3, 3)))
+                )
     _lowered(other, calling, times, {})
 
 
 def _lowered(
-    module: nn.Module, calling: Calling, times: Tensor, weights: dict[str, Tensor], guessed: tuple[str, ...] = ()
+    module: nn.Module,
+    calling: Calling,
+    times: Tensor,
+    weights: dict[str, Tensor],
+    guessed: tuple[str, ...] = (),
 ) -> Lowered:
     tape, output = trace(module, calling, guessed)
     net, conditions = lower(tape, output)

@@ -37,7 +37,9 @@ class _Layer:
     after_parameter: float = 0.0
 
 
-def lower(tape: Tape, output: Tensor, where: str = "the module") -> tuple[network.Network, tuple[Condition, ...]]:
+def lower(
+    tape: Tape, output: Tensor, where: str = "the module"
+) -> tuple[network.Network, tuple[Condition, ...]]:
     """The network whose output are these atoms, and what its conditions are."""
     layers = _Walk(tape).layers(tape.values(output), where)
     layers.reverse()
@@ -82,16 +84,27 @@ def _features(group: Group) -> list[network.Feature]:
 
 def _check_sizes(found: network.Network, layers: list[_Layer]) -> None:
     if found.dim > network.MAX_WIDTH:
-        raise CannotFuse("x", f"{found.dim} elements, at most {network.MAX_WIDTH} can be fused", allowed=False)
-    for what, count in (("features of the time", len(found.features)), ("numbers of condition", found.conditions)):
+        raise CannotFuse(
+            "x", f"{found.dim} elements, at most {network.MAX_WIDTH} can be fused", allowed=False
+        )
+    for what, count in (
+        ("features of the time", len(found.features)),
+        ("numbers of condition", found.conditions),
+    ):
         if count > network.MAX_INPUTS:
-            raise CannotFuse("the inputs", f"{count} {what}, at most {network.MAX_INPUTS} can be fused", allowed=False)
+            raise CannotFuse(
+                "the inputs", f"{count} {what}, at most {network.MAX_INPUTS} can be fused", allowed=False
+            )
     if len(layers) > network.MAX_LAYERS:
-        raise CannotFuse("the module", f"{len(layers)} layers, at most {network.MAX_LAYERS} can be fused", allowed=False)
+        raise CannotFuse(
+            "the module", f"{len(layers)} layers, at most {network.MAX_LAYERS} can be fused", allowed=False
+        )
     for layer, dense in zip(layers, found.layers, strict=True):
         if dense.weight.shape[0] > network.MAX_WIDTH:
             width = dense.weight.shape[0]
-            raise CannotFuse(layer.where, f"width {width}, at most {network.MAX_WIDTH} can be fused", allowed=False)
+            raise CannotFuse(
+                layer.where, f"width {width}, at most {network.MAX_WIDTH} can be fused", allowed=False
+            )
 
 
 class _Walk:
@@ -120,7 +133,8 @@ class _Walk:
             )
         if self.waiting is not None:
             raise CannotFuse(
-                self.waiting[1], "a residual over something that is no layer's input, or over the network's own input"
+                self.waiting[1],
+                "a residual over something that is no layer's input, or over the network's own input",
             )
         return found
 

@@ -158,11 +158,15 @@ def _check_width(context: Context, value: Traced, into: int) -> None:
     conditions = [g for g in guessed if g.kind == "condition"]
     if len(conditions) > 1:
         names = ", ".join(sorted(g.name for g in conditions))
-        raise context.refuse(f"the sizes of {names} do not follow from the layers: give sizes={{...}}", allowed=False)
+        raise context.refuse(
+            f"the sizes of {names} do not follow from the layers: give sizes={{...}}", allowed=False
+        )
     for group in conditions or guessed:
         if group.size + into - width > 0:
             raise WantsSize(group.name, group.size + into - width)
-    raise context.refuse(f"the layer takes {into} numbers and was given {width}: check inputs= and sizes=", allowed=False)
+    raise context.refuse(
+        f"the layer takes {into} numbers and was given {width}: check inputs= and sizes=", allowed=False
+    )
 
 
 @handles("matmul", "mm")
@@ -200,7 +204,9 @@ def _wave(context: Context, value: Traced, name: str) -> Traced:
     if len(form.blocks) != 1 or next(iter(form.blocks)).kind != "time":
         raise context.refuse(f"a {name} of something else than frequency * t + phase")
     (frequency,) = form.blocks.values()
-    made = context.tape.add("feature", len(code), context.where, name=name, weight=frequency[:, 0], bias=form.bias)
+    made = context.tape.add(
+        "feature", len(code), context.where, name=name, weight=frequency[:, 0], bias=form.bias
+    )
     return context.make(value.sample, made[place])
 
 
@@ -225,7 +231,9 @@ def _lookup(context: Context, labels: Any, table: Tensor, what: str) -> Traced:
     for place, atom in enumerate(atoms):
         name = context.tape.group_of(atom).name
         tables.append(
-            context.tape.add("table", table.shape[1], context.where, name=name, weight=table, atoms=torch.tensor([atom]))
+            context.tape.add(
+                "table", table.shape[1], context.where, name=name, weight=table, atoms=torch.tensor([atom])
+            )
         )
         where[labels.atom == atom] = place
     sample = labels.sample[..., None].expand(*labels.shape, table.shape[1])
@@ -250,7 +258,9 @@ def _one_hot(context: Context, labels: Any, num_classes: int = -1) -> Traced:
 
 
 @handles("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "dropout1d")
-def _dropout(context: Context, value: Traced, p: float = 0.5, training: bool = True, inplace: bool = False) -> Traced:
+def _dropout(
+    context: Context, value: Traced, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Traced:
     if training and p > 0:
         raise context.refuse("dropout in training mode: call the module's eval() first", allowed=False)
     return value

@@ -18,6 +18,7 @@ _METHODS = (
 
 def _both(context: Context, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The operation on samples and on atoms alike; an argument that is a traced tensor itself (view_as) stands for its shape."""
+
     def run(part: str) -> Any:
         own = [getattr(a, part) if isinstance(a, Traced) else a for a in args]
         named = {k: getattr(v, part) if isinstance(v, Traced) else v for k, v in kwargs.items()}
@@ -87,7 +88,21 @@ def _broadcast(context: Context, *tensors: Any) -> tuple[Traced, ...]:
     return tuple(context.make(s, a) for s, a in zip(samples, atoms, strict=True))
 
 
-@handles("contiguous", "clone", "detach", "float", "double", "half", "bfloat16", "type_as", "cpu", "cuda", "requires_grad", "alias", "pin_memory")
+@handles(
+    "contiguous",
+    "clone",
+    "detach",
+    "float",
+    "double",
+    "half",
+    "bfloat16",
+    "type_as",
+    "cpu",
+    "cuda",
+    "requires_grad",
+    "alias",
+    "pin_memory",
+)
 def _same(context: Context, value: Traced, *args: Any, **kwargs: Any) -> Traced:
     """Casts count for nothing: the fused network is computed in its own dtype, float32 or float64."""
     return context.make(value.sample, value.atom, value.dtype)

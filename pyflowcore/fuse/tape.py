@@ -119,7 +119,9 @@ class Tape:
     def values(self, atoms: Tensor) -> Form:
         """The atoms themselves."""
         count = len(atoms)
-        return self.form(torch.eye(count, dtype=torch.float64), atoms, torch.zeros(count, dtype=torch.float64))
+        return self.form(
+            torch.eye(count, dtype=torch.float64), atoms, torch.zeros(count, dtype=torch.float64)
+        )
 
     def definition(self, group: Group) -> Form:
         """What an affine group computes, or what an activation is taken of."""
@@ -144,7 +146,9 @@ class Tape:
 
     def in_inputs(self, form: Form) -> Form:
         """The form with every affine group written out; activations stay."""
-        while (group := max((g for g in form.blocks if g.kind == "affine"), key=lambda g: g.start, default=None)) is not None:
+        while (
+            group := max((g for g in form.blocks if g.kind == "affine"), key=lambda g: g.start, default=None)
+        ) is not None:
             form = self.expanded(form, group)
         return form
 

@@ -90,9 +90,19 @@ class Traced(torch.Tensor):
                 return func(*args, **kwargs)
         context = context_of((args, kwargs))
         if name in _BY_VALUE:
-            raise context.refuse(f"a decision or a number by the values of a tensor ({name}): control flow that depends on data")
-        in_place = name.endswith("_") and not name.endswith("__") or name.startswith("__i") and name[3:] in _IN_PLACE
-        plain = name[3:-2] if name.startswith("__i") and in_place else name.rstrip("_") if in_place else name.strip("_")
+            raise context.refuse(
+                f"a decision or a number by the values of a tensor ({name}): control flow that depends on data"
+            )
+        in_place = (
+            (name.endswith("_") and not name.endswith("__")) or (name.startswith("__i") and name[3:] in _IN_PLACE)
+        )
+        plain = (
+            name[3:-2]
+            if name.startswith("__i") and in_place
+            else name.rstrip("_")
+            if in_place
+            else name.strip("_")
+        )
         if plain not in HANDLERS:
             raise context.refuse(f"{_title(func, name)} is not a part of a small network")
         if in_place and not isinstance(args[0], Traced):
@@ -119,7 +129,9 @@ def _title(func: Any, name: str) -> str:
 def first_of(value: Any) -> Traced | None:
     if isinstance(value, Traced):
         return value
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    children = (
+        value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    )
     return next((found for child in children if (found := first_of(child)) is not None), None)
 
 

@@ -30,7 +30,9 @@ def double_copy(module: nn.Module) -> nn.Module:
         raise CannotFuse("the module", f"it cannot be copied: {error}", allowed=False) from error
     for name, tensor in [*found.named_parameters(), *found.named_buffers()]:
         if tensor.is_complex():
-            raise CannotFuse(name, f"its dtype is {tensor.dtype}; complex numbers cannot be fused", allowed=False)
+            raise CannotFuse(
+                name, f"its dtype is {tensor.dtype}; complex numbers cannot be fused", allowed=False
+            )
     found = found.to(device="cpu", dtype=torch.float64).requires_grad_(False)
     for part in found.modules():
         for name, value in list(vars(part).items()):
@@ -44,7 +46,9 @@ class InFloat64(TorchFunctionMode):
     """While it lasts, casts of float64 tensors to another float dtype do nothing: many modules round the time to float32 to make
     its sines, which is a fact about how they compute, not about what."""
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name in ("to", "float", "half", "bfloat16", "type", "type_as") and isinstance(args[0], Tensor):
@@ -82,7 +86,9 @@ def _batch(module: nn.Module, calling: Calling) -> int:
     """A batch that is unlike every size in the module, so that none is taken for another."""
     sizes = {size for p in (*module.parameters(), *module.buffers()) for size in p.shape}
     sizes |= {*calling.shape, calling.dim, *(size for _, size in calling.sizes)}
-    return next(n for n in (23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, *range(101, 2000)) if n not in sizes)
+    return next(
+        n for n in (23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, *range(101, 2000)) if n not in sizes
+    )
 
 
 def trace(module: nn.Module, calling: Calling, guessed: tuple[str, ...] = ()) -> tuple[Tape, Tensor]:
@@ -95,7 +101,9 @@ def trace(module: nn.Module, calling: Calling, guessed: tuple[str, ...] = ()) ->
     context = Context(tape, guessed)
     batch = _batch(module, calling)
 
-    def given(kind: str, shape: tuple[int, ...], name: str = "", dtype: torch.dtype = torch.float64) -> Traced:
+    def given(
+        kind: str, shape: tuple[int, ...], name: str = "", dtype: torch.dtype = torch.float64
+    ) -> Traced:
         atoms = tape.add(kind, torch.Size(shape).numel(), "the inputs", name=name).reshape(shape)
         sample = torch.arange(batch).reshape(-1, *[1] * len(shape)).expand(batch, *shape)
         return context.make(sample.clone(), atoms.expand(batch, *shape).clone(), dtype)
@@ -128,14 +136,23 @@ def trace(module: nn.Module, calling: Calling, guessed: tuple[str, ...] = ()) ->
 
 
 def _shapes(calling: Calling) -> str:
-    found = {"x": ["B", *calling.shape], "t": {"batch": ["B"], "column": ["B", 1], "scalar": []}[calling.time]}
-    found |= {name: ["B"] if name in calling.labels else ["B", calling.size(name)] for name in calling.conditions}
+    found = {
+        "x": ["B", *calling.shape],
+        "t": {"batch": ["B"], "column": ["B", 1], "scalar": []}[calling.time],
+    }
+    found |= {
+        name: ["B"] if name in calling.labels else ["B", calling.size(name)] for name in calling.conditions
+    }
     return ", ".join(f"{name} [{', '.join(map(str, found[name]))}]" for name in calling.inputs)
 
 
 def _output(out: Any, calling: Calling, batch: int) -> Tensor:
     if not isinstance(out, Traced):
-        what = type(out).__name__ if not isinstance(out, Tensor) else "a tensor that does not depend on the inputs"
+        what = (
+            type(out).__name__
+            if not isinstance(out, Tensor)
+            else "a tensor that does not depend on the inputs"
+        )
         raise CannotFuse("the module", f"forward returned {what}, a tensor like x is wanted", allowed=False)
     if out.dim() < 1 or out.shape[0] != batch or out[0].numel() != calling.dim:
         got = ["B" if n == batch else n for n in out.shape]
