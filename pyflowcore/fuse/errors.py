@@ -5,9 +5,9 @@ from __future__ import annotations
 __all__ = ["ALLOWED", "CannotFuse", "WantsLabels", "WantsSize"]
 
 ALLOWED = (
-    "A fused field is made of Linear layers; SiLU, GELU, ReLU, SELU, tanh, softplus, ELU, sigmoid and leaky ReLU; residual blocks "
-    "h + body(h) that are not nested; sines and cosines of the time; constants that scale or shift; and embeddings of labels "
-    "(docs/fused-fields.md)"
+    "A fused field is made of Linear layers; SiLU, GELU, ReLU, SELU, tanh, softplus, ELU, sigmoid and leaky ReLU; residual "
+    "blocks h + body(h) that are not nested; sines and cosines of the time; constants that scale or shift; and embeddings of "
+    "labels (docs/fused-fields.md)"
 )
 
 

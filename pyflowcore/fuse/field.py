@@ -10,146 +10,23 @@ from torch import Tensor, nn
 
 from .. import network, paths, predictions
 from ..field import Field, TimeMap
-from .calling import Calling
+from .adapters import discover
+from .arguments import labels_of, module_of, names_of, shape_of, sizes_of
 from .errors import CannotFuse
-from .fusing import discover
-from .lowered import Lowered, lowered, weights_of
+from .lowered import lowered, weights_of
+from .net import FusedNet
 
 __all__ = ["PRECISIONS", "FusedField", "fuse"]
 
 PRECISIONS = ("float32", "tf32", "bfloat16")  # by their numbers for the operators
 
 
-class FusedNet:
-    """The network of a fused field, as a callable ``net(x, times, **cond)``: what a Field wants of a network."""
-
-    def __init__(self, module: nn.Module, calling: Calling, found: Lowered, precision: str) -> None:
-        self.module, self.calling, self.lowered, self.precision = module, calling, found, precision
-
-    def __call__(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
-        if x.dim() < 1 or (x.shape[0] and x[0].numel() != self.calling.dim):
-            raise ValueError(f"x must have {self.calling.dim} elements a sample, got {list(x.shape)}")
-        if t.dim() > 1 or (t.dim() == 1 and len(t) not in (1, len(x))):
-            raise ValueError(f"t must be [{len(x)}] or one time for all, got {list(t.shape)}")
-        given = self.given(cond, len(x), x.device)
-        if self._differentiable(x, t, given):
-            return self._by_module(x, t, given)
-        dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
-        if self.precision != "float32" and x.device.type != "cuda":
-            raise ValueError(
-                f"precision={self.precision!r} is for CUDA; x is on {x.device}, where the arithmetic is that of x's dtype "
-                "(precision='float32')"
-            )
-        state = self.lowered
-        out = network.forward(
-            x.to(dtype), t.expand(len(x)), state.condition(given, dtype, x.device), state.params(dtype, x.device),
-            state.layers, state.features,
-        )  # fmt: skip
-        return out.to(x.dtype)
-
-    def given(self, cond: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
-        """The named conditions as [B, size] and labels [B]."""
-        names, defaults = self.calling.conditions, dict(self.calling.defaults)
-        if extra := sorted(set(cond) - set(names)):
-            known = ", ".join(names) or "none"
-            raise TypeError(f"the fused field takes no condition {', '.join(extra)}; its conditions: {known}")
-        found = {}
-        for name in names:
-            value = cond.get(name)
-            if value is None:
-                if name not in defaults:
-                    raise TypeError(f"condition {name} is missing")
-                value = torch.tensor(defaults[name], device=device)
-            found[name] = self._one(name, torch.as_tensor(value), batch)
-        return found
-
-    def _one(self, name: str, value: Tensor, batch: int) -> Tensor:
-        if name in self.calling.labels:
-            if value.is_floating_point() or value.dtype == torch.bool:
-                raise TypeError(f"{name} must be integer labels, got {value.dtype}")
-            if value.numel() not in (1, batch) or value.dim() > 2:
-                raise ValueError(f"{name} must hold one label a sample, [{batch}], got {list(value.shape)}")
-            value = value.reshape(-1).long().expand(batch)
-            most = min(
-                len(block.table)
-                for block in self.lowered.conditions
-                if block.name == name and block.table is not None
-            )
-            if (
-                value.device.type == "cpu"
-                and batch
-                and not (int(value.min()) >= 0 and int(value.max()) < most)
-            ):
-                raise ValueError(
-                    f"{name} must be labels from 0 to {most - 1}, got {int(value.min())} to {int(value.max())}"
-                )
-            return value
-        size = self.calling.size(name)
-        if not value.is_floating_point():
-            value = value.to(torch.get_default_dtype())
-        if value.dim() == 1 and size == 1 and len(value) == batch:
-            return value[:, None]
-        if value.dim() < 2 or value.shape[0] not in (1, batch) or value[0].numel() != size:
-            raise ValueError(f"{name} must be [{batch}, {size}], got {list(value.shape)}")
-        return value.reshape(value.shape[0], size).expand(batch, size)
-
-    # ------------------------------------------------------------------------------------------------------ gradients
-    def _differentiable(self, x: Tensor, t: Tensor, given: dict[str, Tensor]) -> bool:
-        """Whether somebody may want a gradient: then the module itself has to run."""
-        if torch._C._are_functorch_transforms_active():
-            return True
-        tensors = (x, t, *given.values())
-        if any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
-            return True
-        return torch.is_grad_enabled() and any(
-            tensor.requires_grad for tensor in (*tensors, *self.module.parameters())
-        )
-
-    def _by_module(self, x: Tensor, t: Tensor, given: dict[str, Tensor]) -> Tensor:
-        """The module itself, in x's dtype."""
-        calling, batch = self.calling, len(x)
-        shaped = x.reshape(batch, *calling.shape)
-        cast = {name: v if name in calling.labels else v.to(x.dtype) for name, v in given.items()}
-        times = t.to(x.dtype).expand(batch)
-        if calling.time != "scalar":
-            return self._run(shaped, calling.shaped_time(times), cast).reshape(x.shape)
-        if t.dim() == 0 or bool((times == times[:1]).all()):
-            return self._run(shaped, times[0] if batch else t.to(x.dtype), cast).reshape(x.shape)
-        raise ValueError("t must be one time for the whole batch: the module takes a scalar")
-
-    def _run(self, x: Tensor, t: Tensor, given: dict[str, Tensor]) -> Tensor:
-        named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
-        floating = {name: tensor for name, tensor in named.items() if tensor.is_floating_point()}
-        if all(tensor.dtype == x.dtype for tensor in floating.values()):
-            return self.calling(self.module, x, t, given)
-        cast = {name: tensor.to(x.dtype) for name, tensor in floating.items()}
-        arguments = (self.module, x, t, given)
-        return torch.func.functional_call(_Called(self.calling, self.module), _under(cast), arguments[1:])
-
-
-class _Called(nn.Module):
-    """A module that is called as it wants."""
-
-    def __init__(self, calling: Calling, module: nn.Module) -> None:
-        super().__init__()
-        self.calling, self.module = calling, module
-
-    def forward(self, x: Tensor, t: Tensor, given: dict[str, Tensor]) -> Tensor:
-        return self.calling(self.module, x, t, given)
-
-
-def _under(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"module.{name}": tensor for name, tensor in named.items()}
-
-
 class FusedField(Field):
     """A field whose network is packed for the engines. Made by :func:`pyflowcore.fuse`, which says what the arguments are.
 
-    Its weights are those that the module had when it was fused; :meth:`refresh` takes new ones. Where a gradient is wanted (grad
-    is enabled, and x, a condition or a parameter of the module requires it) a call runs the module itself, with the weights
-    that it has then.
+    Its weights are those that the module had when it was fused; :meth:`refresh` takes new ones. Where a gradient is wanted
+    (grad is enabled, and x, a condition or a parameter of the module requires it) a call runs the module itself, with the
+    weights that it has then.
 
     Attributes:
         module: the original.
@@ -158,7 +35,7 @@ class FusedField(Field):
         precision: "float32" (exact: that of the state's dtype), "tf32" or "bfloat16" (CUDA).
     """
 
-    net: FusedNet  # type: ignore[assignment]
+    net: FusedNet
 
     def __init__(
         self,
@@ -175,8 +52,8 @@ class FusedField(Field):
         round_time: bool = False,
         precision: str = "float32",
     ) -> None:
-        module = _module(module)
-        names = _names(inputs)
+        module = module_of(module)
+        names = names_of(inputs)
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         # Times travel in float64: the features of time are computed in it, and rounded once.
@@ -184,7 +61,12 @@ class FusedField(Field):
             _nothing, prediction, path, sign, time, round_time=round_time, time_dtype=torch.float64
         )
         calling, found = discover(
-            module, names, _sizes(sizes, names), _labels(labels, names), _shape(shape), self._some_times()
+            module,
+            names,
+            sizes_of(sizes, names),
+            labels_of(labels, names),
+            shape_of(shape),
+            self._some_times(),
         )
         self.net = FusedNet(module, calling, found, precision)
 
@@ -268,66 +150,13 @@ class FusedField(Field):
         net = self.network
         widths = " -> ".join(str(layer.weight.shape[0]) for layer in net.layers)
         return (
-            f"FusedField({type(self.module).__name__}: x {net.dim}, features {len(net.features)}, conditions {net.conditions} -> "
-            f"{widths}; prediction={self.prediction!r}, path={self.path!r}, sign={self.sign:+d}, precision={self.precision})"
+            f"FusedField({type(self.module).__name__}: x {net.dim}, features {len(net.features)}, conditions {net.conditions} "
+            f"-> {widths}; prediction={self.prediction!r}, path={self.path!r}, sign={self.sign:+d}, precision={self.precision})"
         )
 
 
 def _nothing(x: Tensor, t: Tensor) -> Tensor:
     raise RuntimeError("this field is not complete")
-
-
-def _module(module: nn.Module) -> nn.Module:
-    if isinstance(module, Field):
-        raise TypeError(
-            "module is a pfc.Field already: fuse its network, field.net, and give fuse the facts that it says"
-        )
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-    original = getattr(module, "_orig_mod", module)  # what torch.compile wraps
-    if isinstance(original, torch.jit.ScriptModule):
-        raise CannotFuse(
-            "the module",
-            "it is a TorchScript module; give fuse the module that it was made from",
-            allowed=False,
-        )
-    return original
-
-
-def _names(inputs: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(inputs, str) or not all(isinstance(name, str) for name in inputs):
-        raise TypeError(f"inputs must be the names of the module's inputs, ('x', 't', ...), got {inputs!r}")
-    names = tuple(inputs)
-    if "x" not in names or len(set(names)) != len(names):
-        raise ValueError(f"inputs must name x once, and no name twice, got {names}")
-    return names
-
-
-def _sizes(sizes: Mapping[str, int] | None, names: tuple[str, ...]) -> dict[str, int]:
-    found = dict(sizes or {})
-    for name, size in found.items():
-        if name not in names or name == "t":
-            raise ValueError(f"sizes has {name!r}, which is no vector of inputs {names}")
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"sizes[{name!r}] must be a positive integer, got {size!r}")
-    return found
-
-
-def _labels(labels: Sequence[str], names: tuple[str, ...]) -> tuple[str, ...]:
-    found = (labels,) if isinstance(labels, str) else tuple(labels)
-    for name in found:
-        if name not in names or name in ("x", "t"):
-            raise ValueError(f"labels has {name!r}, which is no condition of inputs {names}")
-    return found
-
-
-def _shape(shape: Sequence[int] | None) -> tuple[int, ...] | None:
-    if shape is None:
-        return None
-    found = tuple(shape)
-    if not found or not all(isinstance(n, int) and n > 0 for n in found):
-        raise ValueError(f"shape must be the shape of one x, positive integers, got {shape!r}")
-    return found
 
 
 def fuse(
@@ -347,9 +176,9 @@ def fuse(
     """A small network as a field that the engines run in one kernel.
 
     Args:
-        module: a ``models.MLP``, an ``nn.Sequential``, or a module whose forward is made of Linear layers, activations, residual
-            blocks, sines and cosines of the time, and constants that scale and shift. What it computes is read from one run of
-            its forward, and compared with the module in float64 at random points.
+        module: a ``models.MLP``, an ``nn.Sequential``, or a module whose forward is made of Linear layers, activations,
+            residual blocks, sines and cosines of the time, and constants that scale and shift. What it computes is read from
+            one run of its forward, and compared with the module in float64 at random points.
         inputs: names of its inputs in the order in which it takes them: "x", "t" (0-dimensional, [B] or [B, 1], as it wants)
             and any conditions. A forward of one tensor gets them concatenated.
         sizes: elements of the conditions (and of x), where they do not follow from the layers.

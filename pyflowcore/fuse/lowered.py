@@ -148,7 +148,7 @@ def _verify(module: nn.Module, calling: Calling, found: Lowered, times: Tensor) 
         if bool(apart.any()) or not bool((got.isfinite() == want.isfinite()).all()):
             raise CannotFuse(
                 "the module",
-                f"it computes something that was not recognised: the fused network differs by {float((got - want).abs().max()):.3g} "
-                f"(of values up to {scale:.3g})",
+                "it computes something that was not recognised: the fused network differs by "
+                f"{float((got - want).abs().max()):.3g} (of values up to {scale:.3g})",
             )
     found.cache.clear()

@@ -54,11 +54,8 @@ def lower(
     ]
     sources = [layer.source for layer in layers]
     dense = []
-    for number, layer in enumerate(layers):
-        if layer.source is None:
-            weight = torch.cat(blocks, dim=1)
-        else:
-            weight = layer.form.blocks[layer.source]
+    for layer in layers:
+        weight = torch.cat(blocks, dim=1) if layer.source is None else layer.form.blocks[layer.source]
         dense.append(
             network.Dense(
                 weight, layer.form.bias, layer.activation, layer.parameter,

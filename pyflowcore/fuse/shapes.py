@@ -10,14 +10,15 @@ from torch import Tensor
 from .traced import Context, Traced, as_constant, first_of, handles, lifted, want_embedding, want_labels
 
 _METHODS = (
-    "reshape", "view", "view_as", "reshape_as", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze", "expand", "expand_as", "repeat",
-    "tile", "broadcast_to", "permute", "transpose", "swapaxes", "movedim", "moveaxis", "t", "chunk", "split", "tensor_split", "unbind",
-    "narrow", "select", "roll", "flip", "atleast_1d", "atleast_2d", "repeat_interleave", "index_select", "swapdims", "split_with_sizes",
+    "reshape", "reshape_as", "view", "view_as", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze", "expand", "expand_as",
+    "repeat", "repeat_interleave", "tile", "broadcast_to", "permute", "transpose", "swapaxes", "swapdims", "movedim",
+    "moveaxis", "t", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "narrow", "select", "index_select", "roll",
+    "flip", "atleast_1d", "atleast_2d",
 )  # fmt: skip
 
 
 def _both(context: Context, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The operation on samples and on atoms alike; an argument that is a traced tensor itself (view_as) stands for its shape."""
+    """The operation on samples and on atoms alike; a second traced tensor (view_as) stands for its shape."""
 
     def run(part: str) -> Any:
         own = [getattr(a, part) if isinstance(a, Traced) else a for a in args]

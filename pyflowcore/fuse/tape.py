@@ -1,4 +1,4 @@
-"""Tape: what a traced module computes for one sample, as groups of numbers: inputs, affine maps and activations of earlier ones."""
+"""Tape: what a module computes for one sample, as groups of numbers: inputs, affine maps, activations of earlier ones."""
 
 from __future__ import annotations
 

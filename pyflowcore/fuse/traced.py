@@ -17,16 +17,18 @@ Handler = Callable[..., Any]
 HANDLERS: dict[str, Handler] = {}  # by the name of the torch function; operations.py and shapes.py fill it
 
 _METADATA = {
-    "size", "dim", "ndimension", "numel", "nelement", "__len__", "is_floating_point", "is_complex", "get_device", "element_size",
-    "stride", "is_contiguous", "is_signed", "is_inference", "has_names", "__hash__", "is_tensor", "is_conj", "is_neg", "is_same_size",
-    "result_type",
+    "size", "dim", "ndimension", "numel", "nelement", "stride", "get_device", "element_size", "is_contiguous",
+    "is_floating_point", "is_complex", "is_signed", "is_inference", "is_tensor", "is_conj", "is_neg", "is_same_size", "result_type",
+    "has_names", "__len__", "__hash__",
 }  # fmt: skip
 _GETTERS = {
-    "shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda", "is_leaf", "is_sparse", "is_nested", "is_mps", "is_meta",
-    "is_quantized", "is_cpu", "names", "grad_fn", "itemsize", "nbytes", "is_xpu", "is_mkldnn", "grad",
+    "shape", "dtype", "device", "ndim", "layout", "requires_grad", "grad", "grad_fn", "is_leaf", "itemsize", "nbytes", "names",
+    "is_cpu", "is_cuda", "is_mps", "is_xpu", "is_meta", "is_sparse", "is_nested", "is_quantized", "is_mkldnn",
 }  # fmt: skip
-_BY_VALUE = {"__bool__", "item", "tolist", "__int__", "__float__", "__index__", "numpy", "__array__", "is_nonzero", "__contains__", "allclose",
-             "equal"}  # fmt: skip
+_BY_VALUE = {
+    "__bool__", "__int__", "__float__", "__index__", "__contains__", "__array__", "item", "tolist", "numpy", "is_nonzero",
+    "allclose", "equal",
+}  # fmt: skip
 
 
 class Context:
@@ -57,7 +59,7 @@ class Traced(torch.Tensor):
 
     @staticmethod
     def __new__(cls, context: Context, sample: Tensor, atom: Tensor, dtype: torch.dtype) -> Traced:
-        made = torch.Tensor._make_wrapper_subclass(cls, atom.shape, dtype=dtype, device="cpu")
+        made = torch.Tensor._make_wrapper_subclass(cls, atom.shape, dtype=dtype, device=torch.device("cpu"))
         made.context, made.sample, made.atom = context, sample, atom
         return made
 
@@ -93,8 +95,8 @@ class Traced(torch.Tensor):
             raise context.refuse(
                 f"a decision or a number by the values of a tensor ({name}): control flow that depends on data"
             )
-        in_place = (
-            (name.endswith("_") and not name.endswith("__")) or (name.startswith("__i") and name[3:] in _IN_PLACE)
+        in_place = (name.endswith("_") and not name.endswith("__")) or (
+            name.startswith("__i") and name[3:] in _IN_PLACE
         )
         plain = (
             name[3:-2]
@@ -111,10 +113,12 @@ class Traced(torch.Tensor):
         return args[0].become(found) if in_place else found
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         raise context_of((args, kwargs or {})).refuse(f"{func} is not a part of a small network")
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"Traced{list(self.shape)}"
 
 

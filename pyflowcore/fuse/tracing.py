@@ -43,8 +43,8 @@ def double_copy(module: nn.Module) -> nn.Module:
 
 
 class InFloat64(TorchFunctionMode):
-    """While it lasts, casts of float64 tensors to another float dtype do nothing: many modules round the time to float32 to make
-    its sines, which is a fact about how they compute, not about what."""
+    """While it lasts, casts of float64 tensors to another float dtype do nothing: many modules round the time to float32 to
+    make its sines, which is a fact about how they compute, not about what."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -136,14 +136,15 @@ def trace(module: nn.Module, calling: Calling, guessed: tuple[str, ...] = ()) ->
 
 
 def _shapes(calling: Calling) -> str:
-    found = {
-        "x": ["B", *calling.shape],
-        "t": {"batch": ["B"], "column": ["B", 1], "scalar": []}[calling.time],
-    }
-    found |= {
-        name: ["B"] if name in calling.labels else ["B", calling.size(name)] for name in calling.conditions
-    }
-    return ", ".join(f"{name} [{', '.join(map(str, found[name]))}]" for name in calling.inputs)
+    times = {"batch": "[B]", "column": "[B, 1]", "scalar": "[]"}
+    found = {"x": _listed("B", *calling.shape), "t": times[calling.time]}
+    for name in calling.conditions:
+        found[name] = "[B]" if name in calling.labels else _listed("B", calling.size(name))
+    return ", ".join(f"{name} {found[name]}" for name in calling.inputs)
+
+
+def _listed(*shape: object) -> str:
+    return f"[{', '.join(map(str, shape))}]"
 
 
 def _output(out: Any, calling: Calling, batch: int) -> Tensor:
@@ -155,11 +156,11 @@ def _output(out: Any, calling: Calling, batch: int) -> Tensor:
         )
         raise CannotFuse("the module", f"forward returned {what}, a tensor like x is wanted", allowed=False)
     if out.dim() < 1 or out.shape[0] != batch or out[0].numel() != calling.dim:
-        got = ["B" if n == batch else n for n in out.shape]
+        got = _listed(*("B" if n == batch else n for n in out.shape))
         raise CannotFuse(
             "the module",
-            f"forward returned {got} for x of {['B', *calling.shape]}: a field returns x's shape (sizes={{'x': n}} or shape= say "
-            "what x is)".replace("'", ""),
+            f"forward returned {got} for x {_listed('B', *calling.shape)}: "
+            "a field returns x's shape (sizes= or shape= say what x is)",
             allowed=False,
         )
     sample, atom = out.sample.reshape(batch, -1), out.atom.reshape(batch, -1)
