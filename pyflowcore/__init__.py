@@ -14,6 +14,7 @@ from .plans import Plan
 from .predictions import EDM, Scaled
 from .run import Run, Step, Trajectory
 from .sampler import Sampler
+from .solving import Solution, Status, solve
 
 __all__ = [
     "APG",
@@ -32,6 +33,8 @@ __all__ = [
     "Run",
     "Sampler",
     "Scaled",
+    "Solution",
+    "Status",
     "Step",
     "Trajectory",
     "cpu_isa",
@@ -47,5 +50,6 @@ __all__ = [
     "randn",
     "sample_with_log_prob",
     "select_cpu_isa",
+    "solve",
     "solvers",
 ]
