@@ -8,11 +8,13 @@ from .field import Field
 from .fit import Fit, fit_plan
 from .guidance import APG, CFG, Autoguidance, CFGZero
 from .info import Info, info
+from .likelihood import Hutchinson, log_prob, sample_with_log_prob
 from .ops import Interpolated, interpolate, randn
 from .plans import Plan
 from .predictions import EDM, Scaled
 from .run import Run, Step, Trajectory
 from .sampler import Sampler
+from .solving import Solution, Status, solve
 
 __all__ = [
     "APG",
@@ -23,6 +25,7 @@ __all__ = [
     "CapturedRun",
     "Field",
     "Fit",
+    "Hutchinson",
     "Info",
     "Interpolated",
     "Plan",
@@ -30,6 +33,8 @@ __all__ = [
     "Run",
     "Sampler",
     "Scaled",
+    "Solution",
+    "Status",
     "Step",
     "Trajectory",
     "cpu_isa",
@@ -37,11 +42,14 @@ __all__ = [
     "grids",
     "info",
     "interpolate",
+    "log_prob",
     "ops",
     "paths",
     "plan",
     "plot",
     "randn",
+    "sample_with_log_prob",
     "select_cpu_isa",
+    "solve",
     "solvers",
 ]
