@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "../core/adaptive_tableau.hpp"
 #include "../core/interpolate.hpp"
 #include "../core/tableau.hpp"
 #include "../plan/grids.hpp"
@@ -259,6 +260,15 @@ PYBIND11_MODULE(_core, m) {
   m.def("tableaus", [] {
     py::list all;
     for (const Tableau* tableau : kTableaus) all.append(describe_tableau(*tableau));
+    return all;
+  });
+  m.def("adaptive_tables", [] {
+    py::dict all;
+    for (const AdaptiveTableau* method : kAdaptiveTableaus) {
+      py::array_t<double> table({method_record::kRows, method_record::kColumns});
+      fill_method(*method, table.mutable_data());
+      all[method->name] = table;
+    }
     return all;
   });
 

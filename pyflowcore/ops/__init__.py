@@ -1,7 +1,7 @@
 """The torch operators: for each, its signature and checks, docstring, fake kernel and gradient. The compiled kernels are in
 ``csrc/``; ``_plain*.py`` have the PyTorch versions that run where there are none."""
 
-from . import _plain, _plain_engine
+from . import _plain, _plain_engine, adaptive
 from .combine import combine, combine_
 from .guide import combine_mixed_, guide_
 from .interpolate import Interpolated, interpolate
