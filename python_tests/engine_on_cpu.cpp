@@ -13,6 +13,74 @@ namespace {
 // Threads of a block run in this order: 0, stride, 2 stride, ... modulo their number, so that no order is relied on.
 constexpr int kStride = 77;
 
+// mma.sync of the PTX ISA, in its own words: g is the lane's groupID, t its threadID_in_group. Sets `unrounded` if an operand of
+// tf32 has digits that the hardware would not look at.
+struct Fragments {
+  uint32_t a[32][4], b[32][2];
+};
+float of_bits(uint32_t bits) { return exact::bit_cast<float>(bits); }
+
+void multiply(cuda::BFloat16Operand, const Fragments& from, float (&a)[16][16], float (&b)[16][8], bool&) {
+  for (int lane = 0; lane < 32; ++lane) {
+    const int g = lane >> 2, t = lane % 4;
+    const auto half = [](uint32_t word, int i) { return of_bits((i & 1 ? word >> 16 : word & 0xffffu) << 16); };
+    for (int i = 0; i < 8; ++i) {
+      const int row = (i < 2 || (i >= 4 && i < 6)) ? g : g + 8;
+      a[row][t * 2 + (i & 1) + (i < 4 ? 0 : 8)] = half(from.a[lane][i / 2], i);
+    }
+    for (int i = 0; i < 4; ++i) b[t * 2 + (i & 1) + (i < 2 ? 0 : 8)][g] = half(from.b[lane][i / 2], i);
+  }
+}
+
+void multiply(cuda::TF32Operand, const Fragments& from, float (&a)[16][16], float (&b)[16][8], bool& unrounded) {
+  for (int lane = 0; lane < 32; ++lane) {
+    const int g = lane >> 2, t = lane % 4;
+    for (int i = 0; i < 4; ++i) {
+      unrounded = unrounded || (from.a[lane][i] & 0x1fffu) != 0;
+      a[i == 0 || i == 2 ? g : g + 8][i < 2 ? t : t + 4] = of_bits(from.a[lane][i]);
+    }
+    for (int i = 0; i < 2; ++i) {
+      unrounded = unrounded || (from.b[lane][i] & 0x1fffu) != 0;
+      b[i == 0 ? t : t + 4][g] = of_bits(from.b[lane][i]);
+    }
+  }
+}
+
+bool unrounded_operand = false;
+
+// A warp's job, its lanes in step.
+template <bool kResident, class E>
+void warp_job(const E& first, int l, int j, int number) {
+  using Mode = typename E::Mode;
+  using Job = typename Mode::template Job<E, kResident>;
+  constexpr int kTiles = Mode::kColumnTiles;
+  float sum[32][kTiles][4];
+  std::vector<E> engines;
+  for (int lane = 0; lane < 32; ++lane) engines.emplace_back(first.p, first.shared, first.block, first.thread + lane);
+  std::vector<Job> jobs;
+  for (int lane = 0; lane < 32; ++lane) {
+    jobs.emplace_back(engines[static_cast<std::size_t>(lane)], l, j, number);
+    jobs.back().begin(sum[lane]);
+  }
+  for (int step = 0; step < jobs[0].count(); ++step)
+    for (int c = 0; c < kTiles; ++c) {
+      Fragments held;
+      for (std::size_t lane = 0; lane < 32; ++lane) {
+        const auto weights = jobs[lane].weights(step);
+        for (int i = 0; i < 4; ++i) held.a[lane][i] = weights.word[i];
+        jobs[lane].samples(step, c, held.b[lane]);
+      }
+      float a[16][16] = {}, b[16][8] = {};
+      multiply(typename Mode::Operand{}, held, a, b, unrounded_operand);
+      for (int lane = 0; lane < 32; ++lane)
+        for (int i = 0; i < 4; ++i) {
+          const int row = i < 2 ? lane >> 2 : (lane >> 2) + 8, column = lane % 4 * 2 + (i & 1);
+          for (int k = 0; k < Mode::kStep; ++k) sum[lane][c][i] += a[row][k] * b[k][column];
+        }
+    }
+  for (int lane = 31; lane >= 0; --lane) jobs[static_cast<std::size_t>(lane)].end(sum[lane]);
+}
+
 template <class Mode>
 struct HostRun {
   const cuda::EngineParams& p;
@@ -25,7 +93,18 @@ struct HostRun {
     for (int i = 0; i < Mode::kThreads; ++i) phase(engine(i * kStride % Mode::kThreads));
   }
   void layer(int l, int j) const {
-    (*this)([&](const cuda::Engine<Mode>& e) { Mode::layer(e, l, j); });
+    if constexpr (requires { typename Mode::Operand; }) {
+      const cuda::EngineLayer& at = p.layer[l];
+      for (int warp = Mode::kWarps - 1; warp >= 0; --warp)
+        for (int job = warp; job < at.panels * Mode::kGroups; job += Mode::kWarps) {
+          if (at.resident.shared)
+            warp_job<true>(engine(32 * warp), l, j, job);
+          else
+            warp_job<false>(engine(32 * warp), l, j, job);
+        }
+    } else {
+      (*this)([&](const cuda::Engine<Mode>& e) { Mode::layer(e, l, j); });
+    }
   }
 };
 
@@ -69,7 +148,7 @@ struct EngineCall {
   void* points;
 };
 
-// Returns -1 if the least does not fit, else how the call was laid out: in bits, 1 large tiles, 2 states in shared memory, 4
+// Returns -1 if the least does not fit, -2 if a tf32 operand was not rounded, else how the call was laid out: in bits, 1 large tiles, 2 states in shared memory, 4
 // words of its own for the rows; from 8 on the layers whose weights lie in shared memory, from 2^16 on the blocks.
 int64_t pfc_test_engine(const EngineCall* call) {
   TrajectoryArgs plan;
@@ -121,7 +200,9 @@ int64_t pfc_test_engine(const EngineCall* call) {
     std::vector<double> scratch(static_cast<std::size_t>(p.blocks * p.scratch_stride / 8 + 2), std::nan(""));
     p.scratch = reinterpret_cast<char*>(scratch.data());
     if (!program.words.empty()) p.remote = program.words.data();
+    unrounded_operand = false;
     program.large ? run_blocks<Large>(program) : run_blocks<Small>(program);
+    if (unrounded_operand) return -2;
     int64_t resident = 0;
     for (int l = 0; l < p.layers; ++l) resident += p.layer[l].resident.shared;
     return program.large + 2 * p.plane.shared + 4 * !program.words.empty() + 8 * resident + 65536 * p.blocks;

@@ -82,7 +82,7 @@ def _run(call: EngineCall, tensors: dict[str, Tensor | None], device: str) -> La
             setattr(call, name, tensor.data_ptr())
     call.multiprocessors, call.shared_per_block, call.shared_per_multiprocessor = DEVICES[device]
     found = library().pfc_test_engine(ctypes.byref(call))
-    assert found >= 0, "the least does not fit"
+    assert found >= 0, ("the least does not fit", "an operand was not rounded")[-1 - found]
     return Layout(*[bool(found & 1 << bit) for bit in range(3)], found >> 3 & 0x1FFF, found >> 16)
 
 

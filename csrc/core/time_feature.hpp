@@ -10,13 +10,14 @@ namespace pfc {
 // 1980): up to 2^20 quarters the reduction is exact to below the result's rounding; beyond, its error stays below that of the
 // angle's own last bit.
 PFC_HD double sine_of_quarters(double angle, int quarter) {
+  constexpr double kShift = 6755399441055744.0;  // 1.5 2^52: adding it rounds to a whole number
   const double turns = angle * 0x1.45f306dc9c883p-1;
   // Also false for NaN. Whoever asks for more has lost every digit of the angle.
-  if (!(turns > -0x1p52 && turns < 0x1p52)) return (angle - angle) / (angle - angle);
-  const int64_t n = static_cast<int64_t>(turns + (turns < 0.0 ? -0.5 : 0.5));
-  const double q = static_cast<double>(n);
+  if (!(turns > -0x1p51 && turns < 0x1p51)) return (angle - angle) / (angle - angle);
+  const double shifted = turns + kShift;
+  const double q = shifted - kShift;
   const double r = ((angle - q * 0x1.921fb544p+0) - q * 0x1.0b4611a6p-34) - q * 0x1.3198a2e037073p-69;
-  const int64_t octant = n + quarter;
+  const int64_t octant = exact::bit_cast<int64_t>(shifted) + quarter;
   const double value = (octant & 1) != 0 ? exact::cos_octant(r) : exact::sin_octant(r);
   return (octant & 2) != 0 ? -value : value;
 }

@@ -22,6 +22,7 @@ struct Exact {
   static constexpr int64_t kStageBytes = 0;
 
   // Activations [k][sample], weights as they are packed.
+  static int buffer_stride(int) { return kTile; }
   static int64_t buffer_bytes(int width) { return static_cast<int64_t>(width) * kTile * sizeof(S); }
   static int64_t weight_bytes(int panels, int in) { return static_cast<int64_t>(panels) * in * kPanel * sizeof(S); }
   PFC_HD static int padded_inputs(int in) { return in; }

@@ -6,6 +6,8 @@ namespace pfc::cuda {
 
 cudaError_t engine_float32(const EngineProgram& program, cudaStream_t stream);
 cudaError_t engine_float64(const EngineProgram& program, cudaStream_t stream);
+cudaError_t engine_tf32(const EngineProgram& program, cudaStream_t stream);
+cudaError_t engine_bfloat16(const EngineProgram& program, cudaStream_t stream);
 
 namespace {
 
@@ -70,7 +72,11 @@ cudaError_t engine(const EngineArgs& args, EngineProgram& program, void* scratch
     if (error != cudaSuccess) return error;
   }
   if (args.plan.network.dtype == DType::kFloat64) return engine_float64(program, stream);
-  return engine_float32(program, stream);
+  switch (args.precision) {
+    case Precision::kTF32: return engine_tf32(program, stream);
+    case Precision::kBFloat16: return engine_bfloat16(program, stream);
+    default: return engine_float32(program, stream);
+  }
 }
 
 }  // namespace pfc::cuda

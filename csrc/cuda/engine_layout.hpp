@@ -84,7 +84,7 @@ struct EngineParams {
   char* scratch;
   int64_t scratch_stride;
   int64_t buffer_bytes;  // of one buffer of activations, from kEngineRowBytes on
-  int buffers;
+  int buffers, buffer_stride;
   EnginePlace plane, sums, prefix;
   EngineLayer layer[kMaxLayers];
   const uint32_t* remote;  // the words, where they are too many
@@ -188,6 +188,7 @@ bool lay_out(const EngineDevice& device, EngineProgram& program) {
   int width = p.dim;
   for (int l = 0; l < p.layers; ++l)
     width = width < p.layer[l].panels * kPanel ? p.layer[l].panels * kPanel : width;
+  p.buffer_stride = Mode::buffer_stride(width);
   p.buffer_bytes = align_up(Mode::buffer_bytes(width), 16);
   if (p.buffer_bytes * p.buffers < kEngineStageBytes) p.buffer_bytes = align_up(kEngineStageBytes / p.buffers, 16);
   p.tiles = (p.batch + Mode::kTile - 1) / Mode::kTile;
