@@ -49,35 +49,35 @@ void multiply(cuda::TF32Operand, const Fragments& from, float (&a)[16][16], floa
 bool unrounded_operand = false;
 
 // A warp's job, its lanes in step.
-template <bool kResident, class E>
+template <bool kResident, int kPanels, class E>
 void warp_job(const E& first, int l, int j, int number) {
   using Mode = typename E::Mode;
-  using Job = typename Mode::template Job<E, kResident>;
-  constexpr int kTiles = Mode::kColumnTiles;
-  float sum[32][kTiles][4];
+  using Job = typename Mode::template Job<E, kResident, kPanels>;
+  static float sum[32][kPanels][Mode::kColumnTiles][4];
   std::vector<E> engines;
-  for (int lane = 0; lane < 32; ++lane) engines.emplace_back(first.p, first.shared, first.block, first.thread + lane);
+  for (int lane = 0; lane < 32; ++lane) engines.emplace_back(first.p, first.shared, first.block, first.thread + lane, first.slot);
   std::vector<Job> jobs;
   for (int lane = 0; lane < 32; ++lane) {
     jobs.emplace_back(engines[static_cast<std::size_t>(lane)], l, j, number);
     jobs.back().begin(sum[lane]);
   }
-  for (int step = 0; step < jobs[0].count(); ++step)
-    for (int c = 0; c < kTiles; ++c) {
-      Fragments held;
-      for (std::size_t lane = 0; lane < 32; ++lane) {
-        const auto weights = jobs[lane].weights(step);
-        for (int i = 0; i < 4; ++i) held.a[lane][i] = weights.word[i];
-        jobs[lane].samples(step, c, held.b[lane]);
-      }
-      float a[16][16] = {}, b[16][8] = {};
-      multiply(typename Mode::Operand{}, held, a, b, unrounded_operand);
-      for (int lane = 0; lane < 32; ++lane)
-        for (int i = 0; i < 4; ++i) {
-          const int row = i < 2 ? lane >> 2 : (lane >> 2) + 8, column = lane % 4 * 2 + (i & 1);
-          for (int k = 0; k < Mode::kStep; ++k) sum[lane][c][i] += a[row][k] * b[k][column];
+  for (int step = 0; step < jobs[0].count; ++step)
+    for (int c = 0; c < Mode::kColumnTiles; ++c)
+      for (int q = 0; q < kPanels; ++q) {
+        Fragments held;
+        for (std::size_t lane = 0; lane < 32; ++lane) {
+          const auto weights = jobs[lane].weights(q, step);
+          for (int i = 0; i < 4; ++i) held.a[lane][i] = weights.word[i];
+          jobs[lane].samples(step, c, held.b[lane]);
         }
-    }
+        float a[16][16] = {}, b[16][8] = {};
+        multiply(typename Mode::Operand{}, held, a, b, unrounded_operand);
+        for (int lane = 0; lane < 32; ++lane)
+          for (int i = 0; i < 4; ++i) {
+            const int row = i < 2 ? lane >> 2 : (lane >> 2) + 8, column = lane % 4 * 2 + (i & 1);
+            for (int k = 0; k < Mode::kStep; ++k) sum[lane][q][c][i] += a[row][k] * b[k][column];
+          }
+      }
   for (int lane = 31; lane >= 0; --lane) jobs[static_cast<std::size_t>(lane)].end(sum[lane]);
 }
 
@@ -86,8 +86,9 @@ struct HostRun {
   const cuda::EngineParams& p;
   char* shared;
   int64_t block;
+  mutable int slot = 0;
 
-  cuda::Engine<Mode> engine(int thread = 0) const { return {p, shared, block, thread}; }
+  cuda::Engine<Mode> engine(int thread = 0) const { return {p, shared, block, thread, slot}; }
   template <class Phase>
   void operator()(const Phase& phase) const {
     for (int i = 0; i < Mode::kThreads; ++i) phase(engine(i * kStride % Mode::kThreads));
@@ -95,12 +96,13 @@ struct HostRun {
   void layer(int l, int j) const {
     if constexpr (requires { typename Mode::Operand; }) {
       const cuda::EngineLayer& at = p.layer[l];
+      const bool near = at.resident.shared != 0, two = Mode::two_panels(at);
       for (int warp = Mode::kWarps - 1; warp >= 0; --warp)
-        for (int job = warp; job < at.panels * Mode::kGroups; job += Mode::kWarps) {
-          if (at.resident.shared)
-            warp_job<true>(engine(32 * warp), l, j, job);
+        for (int job = warp; job < Mode::jobs(at); job += Mode::kWarps) {
+          if (near)
+            two ? warp_job<true, 2>(engine(32 * warp), l, j, job) : warp_job<true, 1>(engine(32 * warp), l, j, job);
           else
-            warp_job<false>(engine(32 * warp), l, j, job);
+            two ? warp_job<false, 2>(engine(32 * warp), l, j, job) : warp_job<false, 1>(engine(32 * warp), l, j, job);
         }
     } else {
       (*this)([&](const cuda::Engine<Mode>& e) { Mode::layer(e, l, j); });
@@ -120,6 +122,12 @@ void run_blocks(const cuda::EngineProgram& program) {
 
 template <class Mode>
 void run_blocks(const cuda::EngineProgram& program) {
+  const cuda::EngineParams& p = program.params;
+  if constexpr (Mode::kPacks) {
+    for (int l = 0; l < p.layers; ++l)
+      for (int i = 0; i < 7 * 32 && !p.layer[l].resident.shared; ++i)
+        Mode::pack_weights(p, l, reinterpret_cast<typename Mode::Weights*>(p.packed + p.layer[l].packed), i / 32, 7, i % 32);
+  }
   program.single ? run_blocks<Mode, true>(program) : run_blocks<Mode, false>(program);
 }
 
@@ -197,9 +205,9 @@ int64_t pfc_test_engine(const EngineCall* call) {
     cuda::EngineProgram program;
     if (!cuda::make_program<Small, Large>(args, device, program)) return -1;
     cuda::EngineParams& p = program.params;
-    std::vector<double> scratch(static_cast<std::size_t>(p.blocks * p.scratch_stride / 8 + 2), std::nan(""));
-    p.scratch = reinterpret_cast<char*>(scratch.data());
-    if (!program.words.empty()) p.remote = program.words.data();
+    std::vector<double> scratch(static_cast<std::size_t>(program.scratch_bytes / 8 + 2), std::nan(""));
+    cuda::place_scratch(program, reinterpret_cast<char*>(scratch.data()));
+    if (!program.words.empty()) std::memcpy(p.remote, program.words.data(), 4 * program.words.size());
     unrounded_operand = false;
     program.large ? run_blocks<Large>(program) : run_blocks<Small>(program);
     if (unrounded_operand) return -2;

@@ -61,15 +61,19 @@ def test_network_of_every_width(width: int, dtype: torch.dtype) -> None:
         compare(small_network(dim, conditions, width, 2), 20, dtype)
 
 
-@pytest.mark.parametrize(("dtype", "device"), [(F32, "A100"), (F32, "one of an RTX 5090"), (F64, "RTX 5090")])
-def test_the_largest_network(dtype: torch.dtype, device: str) -> None:
-    """Everything at its bound: no memory of a block is enough, and a residual waits over a layer."""
+def largest_network() -> Network:
+    """Everything at its bound, and a residual that waits over a layer."""
     wide = small_network(512, 1024, 512, 3, residual=True, seed=3)
     features = tuple(Feature("sine", 0.1 * k, 0.01 * k) for k in range(1024))
     first = wide.layers[0]
     weight = torch.cat([randn(512, 1024, seed=5) / 40, first.weight[:, 3:]], dim=1)
     layers = (replace(first, weight=weight), wide.layers[1], replace(wide.layers[2], residual=1), wide.layers[3])
-    layout = compare(Network(layers, features, 1024, 512), 11, dtype, device)
+    return Network(layers, features, 1024, 512)
+
+
+@pytest.mark.parametrize(("dtype", "device"), [(F32, "A100"), (F32, "one of an RTX 5090"), (F64, "RTX 5090")])
+def test_the_largest_network(dtype: torch.dtype, device: str) -> None:
+    layout = compare(largest_network(), 11, dtype, device)
     assert not layout.large and layout.remote and not layout.resident
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from engine_on_cpu import network
 from reference.networks import small_network
-from test_cuda_engine_bodies import check_plan, error, randn
+from test_cuda_engine_bodies import check_plan, error, largest_network, randn
 from torch import Tensor
 
 import pyflowcore as pfc
@@ -64,6 +64,12 @@ def test_every_batch(batch: int, precision: int) -> None:
 def test_every_width(width: int, precision: int) -> None:
     for dim, conditions in ((2, 0), (9, 3), (33, 0)):
         compare(small_network(dim, conditions, width, 3, seed=4), 40, precision)
+
+
+@PRECISIONS
+def test_the_largest_network(precision: int) -> None:
+    """Fits the smallest shared memory that there is code for."""
+    compare(largest_network(), 5, precision, "RTX 5090")
 
 
 @PRECISIONS

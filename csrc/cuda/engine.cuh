@@ -82,9 +82,10 @@ struct Engine {
   char* shared;
   int64_t block;
   int thread;
+  int slot;  // of the two rows in shared memory the one at hand; the next one comes while this one ends
 
-  PFC_HD Engine(const EngineParams& params, char* memory, int64_t at, int number)
-      : p(params), shared(memory), block(at), thread(number) {}
+  PFC_HD Engine(const EngineParams& params, char* memory, int64_t at, int number, int which)
+      : p(params), shared(memory), block(at), thread(number), slot(which) {}
 
   // ------------------------------------------------------------------------------------------------------------ places
   template <class T>
@@ -92,9 +93,11 @@ struct Engine {
     char* base = place.shared ? shared : p.scratch + block * p.scratch_stride;
     return reinterpret_cast<T*>(base + place.offset);
   }
-  PFC_HD char* buffer(int number) const { return shared + kEngineRowBytes + number * p.buffer_bytes; }
+  PFC_HD char* buffer(int number) const { return shared + 2 * kEngineRowBytes + number * p.buffer_bytes; }
   PFC_HD char* stage() const { return buffer(p.buffers); }  // kStageBytes of the mode's own
-  PFC_HD const EngineRow<S>& row() const { return *reinterpret_cast<const EngineRow<S>*>(shared); }
+  PFC_HD const EngineRow<S>& row() const {
+    return *reinterpret_cast<const EngineRow<S>*>(shared + slot * kEngineRowBytes);
+  }
   PFC_HD const S* weights() const { return static_cast<const S*>(p.parameters); }
   PFC_HD uint32_t word(int i) const { return p.remote != nullptr ? p.remote[i] : p.words[i]; }
   PFC_HD double real(int i) const {
@@ -196,9 +199,10 @@ struct Engine {
 
   // ------------------------------------------------------------------------------------------------------- for each row
   PFC_HD void fetch(int r) const {
+    if (r >= p.rows) return;
     const int from = static_cast<int>(word(p.records_at + r)), to = static_cast<int>(word(p.records_at + r + 1));
     const int terms = static_cast<int>(word(from + Record::kTerms)) * Record::kTerm;
-    uint32_t* words = reinterpret_cast<uint32_t*>(shared);
+    uint32_t* words = reinterpret_cast<uint32_t*>(shared + r % 2 * kEngineRowBytes);
     for (int i = thread; i < to - from; i += kThreads) words[Record::place(i, terms)] = word(from + i);
   }
   // Of one evaluation there is no row but this.
@@ -276,7 +280,8 @@ struct Engine {
   }
 };
 
-// The work of a block. run(phase) has every thread do a phase and waits for all; run.layer(l, j) the same for a layer.
+// The work of a block. run(phase) has every thread do a phase and waits for all; run.layer(l, j) the same for a layer;
+// run.slot is the slot of the row at hand.
 template <class Mode, bool kSingle, class Run>
 PFC_HD void engine_block(const EngineParams& p, const Run& run) {
   using E = Engine<Mode>;
@@ -297,6 +302,7 @@ PFC_HD void engine_block(const EngineParams& p, const Run& run) {
     run([&](const E& e) {
       e.begin(tile);
       if (p.conditions > 0) e.conditions(tile);
+      if constexpr (!kSingle) e.fetch(0);
     });
     if constexpr (kSingle) {
       if (p.t_per_sample) {
@@ -315,15 +321,18 @@ PFC_HD void engine_block(const EngineParams& p, const Run& run) {
     } else {
       PFC_NO_UNROLL
       for (int r = 0; r < p.rows; ++r) {
-        run([&](const E& e) { e.fetch(r); });
-        const int branches = self.row().branches;
+        run.slot = r % 2;
+        const int branches = run.engine().row().branches;
         PFC_NO_UNROLL
         for (int j = 0; j < branches; ++j) {
           run([&](const E& e) { e.input(); });
           PFC_NO_UNROLL
           for (int l = 0; l < p.layers; ++l) run.layer(l, j);
         }
-        run([&](const E& e) { e.combine(tile); });
+        run([&](const E& e) {
+          e.fetch(r + 1);
+          e.combine(tile);
+        });
       }
     }
     run([&](const E& e) { e.finish(tile, kSingle ? p.first_output : 0); });

@@ -20,6 +20,7 @@ struct Exact {
   static constexpr int kRows = kRows_, kGroups = kGroups_, kWarps = kWarps_, kBlocks = kBlocks_;
   static constexpr int kThreads = 32 * kWarps, kGroup = 8 * kRows, kTile = kGroup * kGroups;
   static constexpr int64_t kStageBytes = 0;
+  static constexpr bool kPacks = false;  // the parameters are read as they are
 
   // Activations [k][sample], weights as they are packed.
   static int buffer_stride(int) { return kTile; }

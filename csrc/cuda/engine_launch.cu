@@ -63,14 +63,9 @@ bool prepare_engine(const EngineArgs& args, const EngineDevice& device, EnginePr
 }
 
 cudaError_t engine(const EngineArgs& args, EngineProgram& program, void* scratch, cudaStream_t stream) {
-  EngineParams& params = program.params;
-  params.scratch = static_cast<char*>(scratch);
-  if (!program.words.empty()) {
-    auto* remote = reinterpret_cast<uint32_t*>(params.scratch + params.blocks * params.scratch_stride);
-    params.remote = remote;
-    const cudaError_t error = carry(program.words, remote, stream);
-    if (error != cudaSuccess) return error;
-  }
+  place_scratch(program, static_cast<char*>(scratch));
+  const cudaError_t error = carry(program.words, program.params.remote, stream);
+  if (error != cudaSuccess) return error;
   if (args.plan.network.dtype == DType::kFloat64) return engine_float64(program, stream);
   switch (args.precision) {
     case Precision::kTF32: return engine_tf32(program, stream);

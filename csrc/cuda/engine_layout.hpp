@@ -1,7 +1,7 @@
 // Where a launch of the engine keeps what, and the rows as its kernel reads them. Plain host arithmetic, decided before the
 // launch; nothing here depends on values on the device.
 //
-// Shared memory of a block holds the row at hand, two or three buffers of activations and, as far as there is room, weights
+// Shared memory of a block holds two rows, two or three buffers of activations and, as far as there is room, weights
 // layer by layer, then what the samples of the tile have: states, points, slots and outputs; the conditions' part of layer 0;
 // the times' part. What does not fit lies in the block's part of the scratch memory, which its caches hold.
 #pragma once
@@ -19,7 +19,7 @@ namespace pfc::cuda {
 // scratch memory by kernels that do nothing else.
 inline constexpr int kEngineWords = 4096;
 inline constexpr int kEngineBuffers = 3;
-inline constexpr int64_t kEngineRowBytes = 1024;    // of shared memory, for the row at hand
+inline constexpr int64_t kEngineRowBytes = 1024;    // of shared memory, for a row: the one at hand and the next
 inline constexpr int64_t kEngineReserved = 1024;    // of shared memory, that the driver takes for a block
 inline constexpr int64_t kEngineStageBytes = 8192;  // least bytes of the buffers: a row's features of time pass through
 
@@ -59,6 +59,7 @@ struct EngineLayer {
   double parameter, after_parameter;
   int64_t weights, bias;  // elements of the parameters; of layer 0, x's weights
   EnginePlace resident;   // the layer's weights, where they are in shared memory
+  int64_t packed;         // else, for modes that pack: bytes from `packed` of the parameters
 };
 
 struct EngineParams {
@@ -87,7 +88,8 @@ struct EngineParams {
   int buffers, buffer_stride;
   EnginePlace plane, sums, prefix;
   EngineLayer layer[kMaxLayers];
-  const uint32_t* remote;  // the words, where they are too many
+  uint32_t* remote;  // the words, where they are too many
+  char* packed;
   int times_at, features_at, records_at;
   uint32_t words[kEngineWords];
 };
@@ -95,12 +97,21 @@ struct EngineParams {
 struct EngineProgram {
   EngineParams params;
   std::vector<uint32_t> words;  // all of them, if they are too many for the parameters
-  int64_t shared_bytes = 0, scratch_bytes = 0;
+  int64_t shared_bytes = 0, scratch_bytes = 0, packed_bytes = 0;
   bool large = false;  // tiles
   bool single = false;
 };
 
 inline int64_t align_up(int64_t bytes, int64_t to) { return (bytes + to - 1) / to * to; }
+
+// The caller's scratch memory: what blocks have, the words, the packed weights.
+inline void place_scratch(EngineProgram& program, char* scratch) {
+  EngineParams& p = program.params;
+  p.scratch = scratch;
+  char* words = scratch + p.blocks * p.scratch_stride;
+  p.remote = program.words.empty() ? nullptr : reinterpret_cast<uint32_t*>(words);
+  p.packed = words + align_up(4 * static_cast<int64_t>(program.words.size()), 128);
+}
 
 namespace engine_words {
 
@@ -192,7 +203,8 @@ bool lay_out(const EngineDevice& device, EngineProgram& program) {
   p.buffer_bytes = align_up(Mode::buffer_bytes(width), 16);
   if (p.buffer_bytes * p.buffers < kEngineStageBytes) p.buffer_bytes = align_up(kEngineStageBytes / p.buffers, 16);
   p.tiles = (p.batch + Mode::kTile - 1) / Mode::kTile;
-  int64_t shared = kEngineRowBytes + p.buffer_bytes * p.buffers + Mode::kStageBytes;
+  program.packed_bytes = 0;
+  int64_t shared = 2 * kEngineRowBytes + p.buffer_bytes * p.buffers + Mode::kStageBytes;
   if (shared > device.shared_per_block) return false;
   // More blocks on a multiprocessor hide more latency than nearer weights save: half of its memory at most, unless tiles are
   // few.
@@ -212,7 +224,12 @@ bool lay_out(const EngineDevice& device, EngineProgram& program) {
   for (int l = 0; l < p.layers; ++l) {
     const int64_t bytes = Mode::weight_bytes(p.layer[l].panels, l == 0 ? p.dim : p.layer[l].in);
     p.layer[l].resident = {shared, shared + bytes <= limit};
-    if (p.layer[l].resident.shared) shared += align_up(bytes, 16);
+    if (p.layer[l].resident.shared) {
+      shared += align_up(bytes, 16);
+    } else if (Mode::kPacks) {
+      p.layer[l].packed = program.packed_bytes;
+      program.packed_bytes += bytes;
+    }
   }
   const int64_t branches = p.planes - p.first_output;
   p.sums = place(p.conditions > 0 ? branches * Mode::kTile * p.hidden * kBytes : 0);
@@ -224,7 +241,7 @@ bool lay_out(const EngineDevice& device, EngineProgram& program) {
   const int64_t places = resident * device.multiprocessors;
   p.blocks = p.tiles < places ? p.tiles : places;
   program.scratch_bytes = p.blocks * p.scratch_stride;
-  if (!program.words.empty()) program.scratch_bytes += align_up(4 * static_cast<int64_t>(program.words.size()), 128);
+  program.scratch_bytes += align_up(4 * static_cast<int64_t>(program.words.size()), 128) + program.packed_bytes;
   return true;
 }
 

@@ -87,8 +87,12 @@ struct TensorCores {
   static constexpr int kColumnTiles = kColumnTiles_, kGroups = kGroups_, kWarps = kWarps_, kBlocks = kBlocks_;
   static constexpr int kThreads = 32 * kWarps, kGroup = kColumns * kColumnTiles, kTile = kGroup * kGroups;
   static constexpr int kStep = Operand::kStep;
-  // Sums on their way to the activations: lane by lane, two neighbouring samples at a time.
-  static constexpr int64_t kStageBytes = int64_t{kWarps} * kColumnTiles * 2 * 32 * 8;
+  // What does not fit shared memory is packed before, once for all blocks.
+  static constexpr bool kPacks = true;
+  // Sums wait for their activations where the results go, if that is as wide; else lane by lane, two neighbouring samples at a
+  // time.
+  static constexpr bool kStages = sizeof(typename Operand::Stored) < sizeof(S);
+  static constexpr int64_t kStageBytes = kStages ? int64_t{kWarps} * kColumnTiles * 2 * 32 * 8 : 0;
 
   // Activations [sample][k]. An odd number of four words between samples: the eight samples and four words that a warp reads at
   // once lie in different banks.
@@ -128,36 +132,54 @@ struct TensorCores {
 
   template <class E>
   PFC_HD static void load_weights(const E& engine, int l) {
-    const EngineLayer& layer = engine.p.layer[l];
-    if (!layer.resident.shared) return;
-    Weights* to = engine.template at<Weights>(layer.resident);
-    const int lane = engine.thread % 32, count = steps(layer.in);
+    if (engine.p.layer[l].resident.shared)
+      pack_weights(engine.p, l, engine.template at<Weights>(engine.p.layer[l].resident), engine.thread / 32, kWarps,
+                   engine.thread % 32);
+  }
+  // One warp's share of a layer's fragments.
+  PFC_HD static void pack_weights(const EngineParams& p, int l, Weights* to, int warp, int warps, int lane) {
+    const EngineLayer& layer = p.layer[l];
+    const S* weights = static_cast<const S*>(p.parameters) + layer.weights;
+    const int count = steps(layer.in);
     PFC_NO_UNROLL
-    for (int i = engine.thread / 32; i < layer.panels * count; i += kWarps)
-      to[i * 32 + lane] = gather(engine.weights() + layer.weights, i / count, layer.in, i % count, lane);
+    for (int i = warp; i < layer.panels * count; i += warps)
+      to[i * 32 + lane] = gather(weights, i / count, layer.in, i % count, lane);
   }
 
-  // What a lane does for a panel of 16 outputs of a group of samples.
-  template <class E, bool kResident>
+  // What a lane does for kPanels times 16 outputs of a group of samples: two panels read the samples once.
+  template <class E, bool kResident, int kPanels>
   struct Job {
+    using Sums = float[kPanels][kColumnTiles][4];
     const E& engine;
-    int l, j, lane, panel, group;
+    int l, j, lane, first, group, count;
+    const Weights* fragments;
 
     PFC_HD Job(const E& block, int number, int branch, int job)
-        : engine(block), l(number), j(branch), lane(block.thread % 32), panel(job / kGroups), group(job % kGroups * kGroup) {}
+        : engine(block),
+          l(number),
+          j(branch),
+          lane(block.thread % 32),
+          first(job / kGroups * kPanels),
+          group(job % kGroups * kGroup),
+          count(steps(layer().in)) {
+      if constexpr (kResident)
+        fragments = engine.template at<Weights>(layer().resident);
+      else
+        fragments = reinterpret_cast<const Weights*>(engine.p.packed + layer().packed);
+    }
     PFC_HD const EngineLayer& layer() const { return engine.p.layer[l]; }
-    PFC_HD int count() const { return steps(layer().in); }
+    // Of an odd number of panels the last one is done twice.
+    PFC_HD int panel(int q) const { return first + q < layer().panels ? first + q : layer().panels - 1; }
 
-    PFC_HD void begin(float (&sum)[kColumnTiles][4]) const {
+    PFC_HD void begin(Sums& sum) const {
       PFC_FULL_UNROLL
+      for (int q = 0; q < kPanels; ++q) PFC_FULL_UNROLL
       for (int c = 0; c < kColumnTiles; ++c) PFC_FULL_UNROLL
       for (int e = 0; e < 4; ++e)
-        sum[c][e] = engine.start(l, j, group + c * kColumns + sum_sample(lane, e), panel * kPanel + sum_output(lane, e));
+        sum[q][c][e] =
+            engine.start(l, j, group + c * kColumns + sum_sample(lane, e), panel(q) * kPanel + sum_output(lane, e));
     }
-    PFC_HD Weights weights(int step) const {
-      if constexpr (kResident) return engine.template at<Weights>(layer().resident)[(panel * count() + step) * 32 + lane];
-      return gather(engine.weights() + layer().weights, panel, layer().in, step, lane);
-    }
+    PFC_HD Weights weights(int q, int step) const { return fragments[(panel(q) * count + step) * 32 + lane]; }
     PFC_HD void samples(int step, int c, uint32_t (&word)[2]) const {
       const uint32_t* from = reinterpret_cast<const uint32_t*>(engine.buffer(layer().source)) +
                              (group + c * kColumns + lane / 4) * engine.p.buffer_stride +
@@ -169,50 +191,91 @@ struct TensorCores {
     struct alignas(8) Two {
       float v[2];
     };
-    PFC_HD Two* staged() const {
-      return reinterpret_cast<Two*>(engine.stage()) + engine.thread / 32 * (kColumnTiles * 2 * 32) + lane;
+    PFC_HD Two* staged(int i) const {
+      return reinterpret_cast<Two*>(engine.stage()) + (engine.thread / 32 * kColumnTiles * 2 + i) * 32 + lane;
     }
-    PFC_HD void end(const float (&sum)[kColumnTiles][4]) const {
-      Two* stage = staged();
-      PFC_FULL_UNROLL
-      for (int c = 0; c < kColumnTiles; ++c) PFC_FULL_UNROLL
-      for (int half = 0; half < 2; ++half) stage[(2 * c + half) * 32] = {{sum[c][2 * half], sum[c][2 * half + 1]}};
+    // Of the pairs of sums that a lane holds of a panel, the first sample and the output of pair i.
+    PFC_HD int pair_sample(int i) const { return group + i / 2 * kColumns + sum_sample(lane, 0); }
+    PFC_HD int pair_output(int at, int i) const { return at * kPanel + sum_output(lane, i % 2 * 2); }
+    PFC_HD char* target() const { return engine.buffer(layer().target); }
+
+    PFC_HD void end(const Sums& sum) const {
+      PFC_NO_UNROLL
+      for (int q = 0; q < kPanels && first + q < layer().panels; ++q) {
+        PFC_FULL_UNROLL
+        for (int i = 0; i < 2 * kColumnTiles; ++i) {
+          Two two;
+          PFC_FULL_UNROLL
+          for (int e = 0; e < 2; ++e) {
+            // Registers have no index: a choice of two.
+            const float one = sum[0][i / 2][i % 2 * 2 + e], other = sum[kPanels - 1][i / 2][i % 2 * 2 + e];
+            two.v[e] = q == 0 ? one : other;
+          }
+          if constexpr (kStages) {
+            *staged(i) = two;
+          } else {
+            PFC_FULL_UNROLL
+            for (int e = 0; e < 2; ++e)
+              store(target(), engine.p, pair_sample(i) + e, pair_output(first + q, i), two.v[e]);
+          }
+        }
+        finish(first + q);
+      }
+    }
+    PFC_HD void finish(int at) const {
       const bool last = l + 1 == engine.p.layers;
       PFC_NO_UNROLL
       for (int i = 0; i < 2 * kColumnTiles; ++i) {
-        const int m = group + i / 2 * kColumns + sum_sample(lane, 0);
-        const int n = panel * kPanel + sum_output(lane, i % 2 * 2);
-        const Two raw = stage[i * 32];
-        Pack<S, 2> z{{raw.v[0], raw.v[1]}};
+        const int m = pair_sample(i), n = pair_output(at, i);
+        Pack<S, 2> z;
+        PFC_FULL_UNROLL
+        for (int e = 0; e < 2; ++e) {
+          if constexpr (kStages)
+            z.v[e] = staged(i)->v[e];
+          else
+            z.v[e] = load(target(), engine.p, m + e, n);
+        }
         const bool real = n < layer().out;
         // The next layer reads whole panels: what is no output is zero there.
         z = real ? engine.template activated<2>(layer(), z, m, n) : Pack<S, 2>{};
         PFC_FULL_UNROLL
         for (int e = 0; e < 2; ++e) {
-          if (!last) store(engine.buffer(layer().target), engine.p, m + e, n, z.v[e]);
+          if (!last) store(target(), engine.p, m + e, n, z.v[e]);
           if (last && real) engine.output(j)[(m + e) * engine.p.stride + n] = z.v[e];
         }
       }
     }
   };
 
+  // Two panels a job where that leaves no warp without one.
+  PFC_HD static bool two_panels(const EngineLayer& layer) { return layer.panels / 2 * kGroups >= kWarps; }
+  PFC_HD static int jobs(const EngineLayer& layer) {
+    return (two_panels(layer) ? (layer.panels + 1) / 2 : layer.panels) * kGroups;
+  }
+
 #if defined(__CUDACC__)
-  template <bool kResident, class E>
+  template <bool kResident, int kPanels, class E>
   __device__ static void work(const E& engine, int l, int j, int number) {
-    const Job<E, kResident> job(engine, l, j, number);
-    float sum[kColumnTiles][4];
+    const Job<E, kResident, kPanels> job(engine, l, j, number);
+    float sum[kPanels][kColumnTiles][4];
     job.begin(sum);
-    const int count = job.count();
-    Weights next = job.weights(0);
+    Weights next[kPanels];
+    PFC_FULL_UNROLL
+    for (int q = 0; q < kPanels; ++q) next[q] = job.weights(q, 0);
     PFC_NO_UNROLL
-    for (int step = 0; step < count; ++step) {
-      const Weights now = next;
-      if (step + 1 < count) next = job.weights(step + 1);
+    for (int step = 0; step < job.count; ++step) {
+      Weights now[kPanels];
+      PFC_FULL_UNROLL
+      for (int q = 0; q < kPanels; ++q) {
+        now[q] = next[q];
+        next[q] = job.weights(q, step + 1 < job.count ? step + 1 : step);
+      }
       PFC_FULL_UNROLL
       for (int c = 0; c < kColumnTiles; ++c) {
         uint32_t samples[2];
         job.samples(step, c, samples);
-        Operand::multiply(sum[c], now.word, samples);
+        PFC_FULL_UNROLL
+        for (int q = 0; q < kPanels; ++q) Operand::multiply(sum[q][c], now[q].word, samples);
       }
     }
     job.end(sum);
@@ -220,12 +283,14 @@ struct TensorCores {
   template <class E>
   __device__ static void layer(const E& engine, int l, int j) {
     const EngineLayer& at = engine.p.layer[l];
+    const int count = jobs(at);
+    const bool two = two_panels(at);
     PFC_NO_UNROLL
-    for (int job = engine.thread / 32; job < at.panels * kGroups; job += kWarps) {
+    for (int job = engine.thread / 32; job < count; job += kWarps) {
       if (at.resident.shared)
-        work<true>(engine, l, j, job);
+        two ? work<true, 2>(engine, l, j, job) : work<true, 1>(engine, l, j, job);
       else
-        work<false>(engine, l, j, job);
+        two ? work<false, 2>(engine, l, j, job) : work<false, 1>(engine, l, j, job);
     }
   }
 #endif
