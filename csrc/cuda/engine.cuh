@@ -145,8 +145,8 @@ struct Engine {
     PFC_NO_UNROLL
     for (int i = thread; i < count * p.hidden; i += kThreads) {
       const int n = i % p.hidden;
-      out[i] = chain(weights()[p.layer[0].bias + n], values + i / p.hidden * p.features, 1, p.features, p.time_weights, n, 0,
-                     p.features);
+      out[i] = chain(weights()[p.layer[0].bias + n], values + i / p.hidden * p.features, 1, p.features, p.time_weights,
+                     n, 0, p.features);
     }
   }
   // s <- s + w_k v_k for k from `first` on, `count` of them; weights of `in` inputs.
@@ -228,7 +228,8 @@ struct Engine {
   }
   PFC_HD void combine(int64_t tile) const {
     const EngineRow<S>& now = row();
-    const Pass pass{now.branches, now.changes_state != 0, now.writes_point != 0, now.row.store >= 0, now.next_is_state != 0};
+    const Pass pass{now.branches, now.changes_state != 0, now.writes_point != 0, now.row.store >= 0,
+                    now.next_is_state != 0};
     const int items = p.stride / kItem;
     const int64_t plane = static_cast<int64_t>(kTile) * p.stride;
     PFC_NO_UNROLL
@@ -261,13 +262,15 @@ struct Engine {
   // What becomes of a layer's sums for output n of N neighbouring samples from m on. z lies in the thread's own memory.
   template <int N>
   PFC_HD Pack<S, N> activated(const EngineLayer& layer, Pack<S, N> z, int m, int n) const {
-    z = activate<typename Mode::Function>(static_cast<Activation>(layer.activation), static_cast<S>(layer.parameter), z);
+    z = activate<typename Mode::Function>(static_cast<Activation>(layer.activation), static_cast<S>(layer.parameter),
+                                          z);
     if (layer.residual >= 0) {
       PFC_FULL_UNROLL
       for (int e = 0; e < N; ++e) z.v[e] = z.v[e] + Mode::load(buffer(layer.residual), p, m + e, n);
     }
     if (layer.after == static_cast<int>(Activation::kIdentity)) return z;
-    return activate<typename Mode::Function>(static_cast<Activation>(layer.after), static_cast<S>(layer.after_parameter), z);
+    return activate<typename Mode::Function>(static_cast<Activation>(layer.after),
+                                             static_cast<S>(layer.after_parameter), z);
   }
   // The start of a layer's sums: the bias, or what the time and the conditions give.
   PFC_HD S start(int l, int j, int m, int n) const {
@@ -275,9 +278,7 @@ struct Engine {
     const S s = time_part(m)[n];
     return p.conditions > 0 ? s + condition_part(j, m)[n] : s;
   }
-  PFC_HD S* output(int j) const {
-    return at<S>(p.plane) + static_cast<int64_t>(p.first_output + j) * kTile * p.stride;
-  }
+  PFC_HD S* output(int j) const { return at<S>(p.plane) + static_cast<int64_t>(p.first_output + j) * kTile * p.stride; }
 };
 
 // The work of a block. run(phase) has every thread do a phase and waits for all; run.layer(l, j) the same for a layer;

@@ -65,8 +65,7 @@ struct ExactActivation {
       }
       case Activation::kTanh: return ::tanh(z);
       case Activation::kELU: return z > 0.0 ? z : parameter * ::expm1(z);
-      case Activation::kSELU:
-        return activation::kSELUScale * (z > 0.0 ? z : activation::kSELUAlpha * ::expm1(z));
+      case Activation::kSELU: return activation::kSELUScale * (z > 0.0 ? z : activation::kSELUAlpha * ::expm1(z));
       case Activation::kSoftplus: {
         const double x = parameter * z;
         return x > activation::kSoftplusThreshold ? z : ::log1p(::exp(x)) / parameter;
