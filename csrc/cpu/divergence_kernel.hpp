@@ -10,6 +10,7 @@
 #pragma once
 
 #include "../core/divergence.hpp"
+#include "engine.hpp"
 #include "network_kernel.hpp"
 
 namespace pfc::cpu {
@@ -68,7 +69,7 @@ class DivergenceTile {
   }
 
  private:
-  static constexpr int kBuffers = 3, kZeros = kMaxWidth;
+  static constexpr int kZeros = kMaxWidth;
 
   // A cache line longer than the contents, as in NetworkTile.
   static PFC_INLINE int64_t row_stride(const Network& net) {
@@ -127,10 +128,12 @@ class DivergenceTile {
       multiply(d, n, [&](int64_t sample, int64_t samples, int64_t element, int64_t elements) {
         const int64_t at = sample * stride_ + element;
         if (slope_[l])
-          activate_rows_with_slope(layer.activation, layer.parameter, to + at, slope_[l] + at, samples, elements, stride_);
+          activate_rows_with_slope(layer.activation, layer.parameter, to + at, slope_[l] + at, samples, elements,
+                                   stride_);
         if (residual) add_rows(residual + at, to + at, samples, elements);
         if (after_[l])
-          activate_rows_with_slope(layer.after, layer.after_parameter, to + at, after_[l] + at, samples, elements, stride_);
+          activate_rows_with_slope(layer.after, layer.after_parameter, to + at, after_[l] + at, samples, elements,
+                                   stride_);
       });
     }
   }
@@ -155,8 +158,9 @@ class DivergenceTile {
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j < c; ++j) {
         const int64_t element = k + j, row = (i * c + j) * stride_;
-        S value = last > 0 ? dot(last_ + element * last_stride(), tangent_[to_[last - 1]] + row, layer.in)
-                           : params()[net_.x_weights() + (element / kPanel * net_.dim + element) * kPanel + element % kPanel];
+        S value =
+            last > 0 ? dot(last_ + element * last_stride(), tangent_[to_[last - 1]] + row, layer.in)
+                     : params()[net_.x_weights() + (element / kPanel * net_.dim + element) * kPanel + element % kPanel];
         if (slope_[last]) value *= slope_[last][i * stride_ + element];
         if (residual) value += residual[row + element];
         if (after_[last]) value *= after_[last][i * stride_ + element];
@@ -165,7 +169,8 @@ class DivergenceTile {
   }
 
   // Probes [c][n][dim], `probe` elements apart: v . (J v) into traces, `estimates` apart for samples.
-  inline void run_probes(const S* values, int64_t probe, int64_t n, int64_t c, double* traces, int64_t estimates) const {
+  inline void run_probes(const S* values, int64_t probe, int64_t n, int64_t c, double* traces,
+                         int64_t estimates) const {
     // Any buffer but the one that layer 0 writes.
     S* rows = tangent_[(to_[0] + 1) % kBuffers];
     for (int64_t r = 0; r < n * c; ++r)
@@ -184,8 +189,13 @@ class DivergenceTile {
 
   inline void run_layer(int l, const S* from, int64_t from_stride, int64_t rows, int64_t c) const {
     const Layer& layer = net_.layer[l];
-    Dense<S> d{from,   from_stride, l ? layer.in : net_.dim, layer.out, params() + (l ? layer.weights : net_.x_weights()),
-               zeros_, 0};
+    Dense<S> d{from,
+               from_stride,
+               l ? layer.in : net_.dim,
+               layer.out,
+               params() + (l ? layer.weights : net_.x_weights()),
+               zeros_,
+               0};
     S* to = d.to = tangent_[to_[l]];
     d.to_stride = stride_;
     const S* residual = layer.residual > 0 ? tangent_[to_[layer.residual - 1]] : nullptr;

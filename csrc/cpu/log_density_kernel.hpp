@@ -3,8 +3,7 @@
 #pragma once
 
 #include "divergence_kernel.hpp"
-#include "engine.hpp"
-#include "kernels.hpp"
+#include "trajectory_kernel.hpp"
 
 namespace pfc::cpu {
 namespace {
@@ -21,7 +20,8 @@ class LogDensityTile {
   }
 
   PFC_INLINE LogDensityTile(const LogDensityArgs& args, const Kernels& kernels, const S* prefixes,
-                            const NetworkTile<S>& net, const DivergenceTile<S>& divergence, int64_t samples, void* memory)
+                            const NetworkTile<S>& net, const DivergenceTile<S>& divergence, int64_t samples,
+                            void* memory)
       : args_(args), kernels_(kernels), prefixes_(prefixes), net_(net), divergence_(divergence) {
     row_ = row_elements(args.path, samples);
     trace_ = trace_elements(args, samples);
@@ -133,8 +133,7 @@ inline void log_density_range(const LogDensityArgs& args, const Kernels& kernels
 
 inline void log_density(const LogDensityArgs& args, const Kernels& kernels, const void* prefixes, int64_t begin,
                         int64_t end) {
-  if (args.path.network.dtype == DType::kFloat64)
-    return log_density_range<double>(args, kernels, prefixes, begin, end);
+  if (args.path.network.dtype == DType::kFloat64) return log_density_range<double>(args, kernels, prefixes, begin, end);
   log_density_range<float>(args, kernels, prefixes, begin, end);
 }
 
