@@ -33,7 +33,7 @@ def _maybe_in_place(value: Any, found: Traced, inplace: bool) -> Traced:
 
 
 for _name, _functions in {
-    "relu": ("relu",), "silu": ("silu", "swish"), "selu": ("selu",), "tanh": ("tanh",), "sigmoid": ("sigmoid", "expit"),
+    "relu": ("relu",), "silu": ("silu",), "selu": ("selu",), "tanh": ("tanh",), "sigmoid": ("sigmoid", "special_expit"),
 }.items():  # fmt: skip
     _simple(_name, *_functions)
 
@@ -80,7 +80,7 @@ def _clamp(context: Context, value: Any, min: Any = None, max: Any = None) -> Tr
     return activation(context, value, "relu")
 
 
-@handles("erf")
+@handles("erf", "special_erf")
 def _erf(context: Context, value: Any) -> Traced:
     return activation(context, value, "erf", kind="aside")
 
