@@ -106,6 +106,8 @@ MODULES = (
     "dispatch",
     "sampler_vs_diffusers",
     "engine",
+    "solve",
+    "log_prob",
 )
 
 
