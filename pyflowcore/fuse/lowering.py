@@ -129,14 +129,18 @@ class _Walk:
                 (source.name, source.parameter) if source.kind == "activation" else ("identity", 0.0)
             )
         if self.waiting is not None:
-            raise CannotFuse(
-                self.waiting[1],
-                "a residual over something that is no layer's input, or over the network's own input",
+            group, where = self.waiting
+            what = (
+                "a residual over the network's own input"
+                if self.tape.of_inputs(group)
+                else f"it adds what {group.where} makes of an earlier layer; a residual adds a layer's input as it is"
             )
+            raise CannotFuse(where, what)
         return found
 
     def _layer(self, form: Form, where: str, after: str, parameter: float) -> _Layer:
         """The layer that computes after(form)."""
+        where = self._title(form, where)
         form = self._settled(form, where)
         source = form.latest()
         if source is None:
@@ -157,6 +161,11 @@ class _Walk:
         if residual is None:
             return _Layer(form, source, where, after, parameter)
         return _Layer(form, source, where, "identity", 0.0, residual, after, parameter)
+
+    def _title(self, form: Form, where: str) -> str:
+        """The part of the module that a layer is named by: the map that it is, not what is done to it afterwards."""
+        latest = form.latest()
+        return latest.where if latest is not None and latest.kind == "affine" else where
 
     def _residual(self, form: Form, source: Group, where: str) -> Group | None:
         others = [group for group in form.blocks if group is not source]
