@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import _core, _library
 from .. import network as packed
 from . import _plain
+from .trajectory import point_is_state
 
 _R = _core.record
 
@@ -19,14 +20,6 @@ def network(
     if precision != 0:
         raise RuntimeError(f"precision is {precision}: only the CUDA kernels have another than 0 (exact)")
     return packed.forward(x, t, cond, params, layers, features).contiguous()
-
-
-def _point_is_state(record: list[float]) -> bool:
-    slots, draws = _R["max_slots"], _R["max_draws"]
-    unused = record[_R["e_new"]] == 0.0 and record[_R["c_minus_1"]] == 0.0 and record[_R["c"]] != 0.0
-    return (
-        unused and not any(record[_R["e"] : _R["e"] + slots]) and not any(record[_R["r"] : _R["r"] + draws])
-    )
 
 
 def trajectory(
@@ -57,7 +50,7 @@ def trajectory(
         x, following, d = _plain._row(x, y, slots, outs, guidance, seeds, table, row)
         store = int(record[_R["store"]])
         slots = [d if k == store else slot for k, slot in enumerate(slots)]
-        y, scale = None if _point_is_state(record) else following, record[_R["in_scale"]]
+        y, scale = None if point_is_state(record) else following, record[_R["in_scale"]]
         if row in kept:
             states.append(x)
     return x, _stacked(states, x0), _stacked(points, x0)

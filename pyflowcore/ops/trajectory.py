@@ -145,6 +145,13 @@ def trajectory(
     )  # fmt: skip
 
 
+def point_is_state(record: list[float]) -> bool:
+    """Whether a row's next point is the state itself."""
+    slots, draws = _R["max_slots"], _R["max_draws"]
+    plain = record[_R["e_new"]] == 0.0 and record[_R["c_minus_1"]] == 0.0 and record[_R["c"]] != 0.0
+    return plain and not any(record[_R["e"] : _R["e"] + slots]) and not any(record[_R["r"] : _R["r"] + draws])
+
+
 @torch.library.register_fake("pyflowcore::trajectory", lib=_library.definitions)
 def _fake(
     x0: Tensor, times: Tensor, cond: Tensor | None, params: Tensor, layers: Tensor, features: Tensor, table: Tensor,
