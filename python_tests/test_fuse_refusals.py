@@ -52,7 +52,9 @@ def test_layers(name):
 
 
 def test_a_part_is_named_by_its_path():
-    net = nn.Sequential(nn.Linear(3, 8), nn.Sequential(nn.SiLU(), nn.Linear(8, 8), nn.LayerNorm(8)), nn.Linear(8, 2))
+    net = nn.Sequential(
+        nn.Linear(3, 8), nn.Sequential(nn.SiLU(), nn.Linear(8, 8), nn.LayerNorm(8)), nn.Linear(8, 2)
+    )
     with pytest.raises(pfc.CannotFuse, match=r"^1\.2 \(LayerNorm\)"):
         pfc.fuse(net)
 
@@ -76,13 +78,13 @@ FUNCTIONS = {
     "clamp": (lambda m, h, i: h.clamp(-1, 1), r"a clamp other than clamp\(min=0\)"),
     "complex": (lambda m, h, i: (h + 0j).real, "complex numbers"),
     "complex cast": (lambda m, h, i: h.to(torch.complex64).abs(), "complex numbers"),
-    "attention": (lambda m, h, i: F.scaled_dot_product_attention(h[:, None], h[:, None], h[:, None])[:, 0], "scaled_dot_product_attention"),
+    "attention": (lambda m, h, i: F.scaled_dot_product_attention(*[h[:, None]] * 3)[:, 0], "scaled_dot_product_attention"),
     "convolution": (lambda m, h, i: F.conv1d(h[:, None], torch.ones(1, 1, 1))[:, 0], "conv1d"),
     "inputs again": (lambda m, h, i: torch.tanh(m.c(h) + F.pad(i, (0, 5))), "pad is not a part"),
     "time again": (lambda m, h, i: torch.tanh(m.c(h) + i[:, 2:]), "the inputs are used again after the first activation"),
-    "scaled residual": (lambda m, h, i: torch.tanh(2 * h + m.c(F.silu(m.c(h)))), "a residual adds one of them as it is"),
-    "projected residual": (lambda m, h, i: torch.tanh(m.c(h) + m.c(F.silu(m.c(h)))), "it reads two earlier layers at once"),
-    "nested": (lambda m, h, i: h + m.c(F.silu((g := F.silu(m.c(h))) + m.c(F.silu(m.c(g))))), "a residual block inside another one"),
+    "scaled residual": (lambda m, h, i: torch.tanh(2 * h + m.c(F.silu(m.c(h)))), "a residual adds a layer's input as it is"),
+    "projected residual": (lambda m, h, i: torch.tanh(m.c(h) + m.c(F.silu(m.c(h)))), r"it adds what c \(Linear\) makes of an ear"),
+    "nested": (lambda m, h, i: h + m.c(F.silu((g := F.silu(m.c(h))) + m.c(F.silu(m.c(g))))), "a residual block inside another"),
     "one hot": (lambda m, h, i: F.one_hot(h.long()), "a cast to integers of values that are no condition's"),
     "setitem": (lambda m, h, i: h.__setitem__((slice(None), 0), 0.0) or h, "setitem"),
     "gelu kind": (lambda m, h, i: F.gelu(h, approximate="sigmoid"), "GELU with approximate='sigmoid'"),
@@ -107,7 +109,9 @@ class OverTheInput(nn.Module):
 
 def test_a_residual_over_the_input():
     body = nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 2))
-    with pytest.raises(pfc.CannotFuse, match=r"^the module.*: the inputs are used again .*network's own input"):
+    with pytest.raises(
+        pfc.CannotFuse, match=r"^the module.*: the inputs are used again .*network's own input"
+    ):
         pfc.fuse(OverTheInput(body))
 
 
@@ -126,7 +130,9 @@ class Random(nn.Module):
 
 
 def test_what_was_not_recognised():
-    with pytest.raises(pfc.CannotFuse, match=r"computes something that was not recognised: the fused network differs by \d"):
+    with pytest.raises(
+        pfc.CannotFuse, match=r"computes something that was not recognised: the fused network differs by \d"
+    ):
         pfc.fuse(Random())
 
 
@@ -147,7 +153,7 @@ def test_widths(width):
 
 
 def test_sizes_beyond_the_limits():
-    with pytest.raises(pfc.CannotFuse, match="^x: 513 elements, at most 512"):
+    with pytest.raises(pfc.CannotFuse, match=r"^x: 513 elements, at most 512"):
         pfc.fuse(nn.Sequential(nn.Linear(514, 8), nn.SiLU(), nn.Linear(8, 513)))
     with pytest.raises(pfc.CannotFuse, match="1025 numbers of condition, at most 1024"):
         pfc.fuse(nn.Sequential(nn.Linear(3 + 1025, 8), nn.SiLU(), nn.Linear(8, 2)), ("x", "t", "theta"))
@@ -167,7 +173,10 @@ def test_dtypes_and_containers():
 
 def test_shapes_that_do_not_fit():
     net = nn.Sequential(nn.Linear(7, 8), nn.SiLU(), nn.Linear(8, 2))
-    with pytest.raises(pfc.CannotFuse, match=r"^0 \(Linear\): the layer takes 7 numbers and was given 3: check inputs= and sizes="):
+    with pytest.raises(
+        pfc.CannotFuse,
+        match=r"^0 \(Linear\): the layer takes 7 numbers and was given 3: check inputs= and sizes=",
+    ):
         pfc.fuse(net, sizes={"x": 2})
     with pytest.raises(pfc.CannotFuse, match="the sizes of a, b do not follow from the layers"):
         pfc.fuse(net, inputs=("x", "t", "a", "b"))
@@ -185,23 +194,25 @@ def test_shapes_that_do_not_fit():
         def forward(self, x: Tensor, t: Tensor):
             return self.net(x.reshape(-1, 2, 2))
 
-    with pytest.raises(pfc.CannotFuse, match=r"forward failed while it was followed, with x \[B, \d\], t \[B\]: RuntimeError"):
+    with pytest.raises(
+        pfc.CannotFuse, match=r"forward failed while it was followed, with x \[B, \d\], t \[B\]: RuntimeError"
+    ):
         pfc.fuse(Broken())
 
 
 ARGUMENTS = [
-    (dict(module=lambda x, t: x), TypeError, "module must be a torch.nn.Module"),
-    (dict(module=pfc.Field(nn.Identity())), TypeError, "module is a pfc.Field already"),
-    (dict(inputs="xt"), TypeError, "inputs must be the names"),
-    (dict(inputs=("t",)), ValueError, "inputs must name x once"),
-    (dict(inputs=("x", "x")), ValueError, "no name twice"),
-    (dict(sizes={"theta": 3}), ValueError, "sizes has 'theta', which is no vector of inputs"),
-    (dict(sizes={"x": 0}), ValueError, r"sizes\['x'\] must be a positive integer, got 0"),
-    (dict(labels=("y",)), ValueError, "labels has 'y', which is no condition of inputs"),
-    (dict(shape=(0, 2)), ValueError, "shape must be the shape of one x"),
-    (dict(precision="float16"), ValueError, "precision must be one of float32, tf32, bfloat16, got 'float16'"),
-    (dict(sign=2), ValueError, "sign must be"),
-    (dict(prediction="what"), ValueError, "prediction"),
+    ({"module": lambda x, t: x}, TypeError, "module must be a torch.nn.Module"),
+    ({"module": pfc.Field(nn.Identity())}, TypeError, "module is a pfc.Field already"),
+    ({"inputs": "xt"}, TypeError, "inputs must be the names"),
+    ({"inputs": ("t",)}, ValueError, "inputs must name x once"),
+    ({"inputs": ("x", "x")}, ValueError, "no name twice"),
+    ({"sizes": {"theta": 3}}, ValueError, "sizes has 'theta', which is no vector of inputs"),
+    ({"sizes": {"x": 0}}, ValueError, r"sizes\['x'\] must be a positive integer, got 0"),
+    ({"labels": ("y",)}, ValueError, "labels has 'y', which is no condition of inputs"),
+    ({"shape": (0, 2)}, ValueError, "shape must be the shape of one x"),
+    ({"precision": "float16"}, ValueError, "precision must be one of float32, tf32, bfloat16, got 'float16'"),
+    ({"sign": 2}, ValueError, "sign must be"),
+    ({"prediction": "what"}, ValueError, "prediction"),
 ]  # fmt: skip
 
 
@@ -226,22 +237,25 @@ def test_what_a_call_refuses():
             field(torch.randn(4, 3), t, theta=theta)
         with pytest.raises(ValueError, match=r"t must be \[4\] or one time for all, got \[3\]"):
             field(x, t[:3], theta=theta)
-        with pytest.raises(TypeError, match="x must be a floating-point tensor, got torch.int64"):
+        with pytest.raises(TypeError, match=r"x must be a floating-point tensor, got torch.int64"):
             field.net(torch.ones(4, 2, dtype=torch.int64), t, theta=theta)
     labelled = pfc.fuse(MLP(2, hidden=8, depth=1, num_classes=3))
     with torch.no_grad():
         with pytest.raises(ValueError, match="y must be labels from 0 to 3, got 0 to 4"):
             labelled(x, t, y=torch.tensor([0, 1, 2, 4]))
-        with pytest.raises(TypeError, match="y must be integer labels, got torch.float32"):
+        with pytest.raises(TypeError, match=r"y must be integer labels, got torch.float32"):
             labelled(x, t, y=torch.zeros(4))
         with pytest.raises(ValueError, match=r"y must hold one label a sample, \[4\], got \[3\]"):
             labelled(x, t, y=torch.zeros(3, dtype=torch.int64))
-    with pytest.raises(ValueError, match="this models.MLP takes x, t, y"):
+    with pytest.raises(ValueError, match=r"this models.MLP takes x, t, y"):
         pfc.fuse(MLP(2, hidden=8, num_classes=3), inputs=("x", "t", "c"))
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
 def test_reduced_precision_is_for_cuda(precision):
     field = pfc.fuse(between(nn.Identity()), precision=precision)
-    with torch.no_grad(), pytest.raises(ValueError, match=f"precision='{precision}' is for CUDA; x is on cpu"):
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match=f"precision='{precision}' is for CUDA; x is on cpu"),
+    ):
         field(torch.randn(4, 2), torch.rand(4))

@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import network
 from .calling import Calling
 from .lowered import Lowered
 
-__all__ = ["FusedNet"]
+__all__ = ["PRECISIONS", "FusedNet"]
+
+PRECISIONS = ("float32", "tf32", "bfloat16")  # by their numbers for the operators
+
+_network = torch.ops.pyflowcore.network.default
 
 
 class FusedNet:
@@ -38,9 +41,9 @@ class FusedNet:
                 "(precision='float32')"
             )
         state = self.lowered
-        out = network.forward(
-            x.to(dtype), t.expand(len(x)), state.condition(given, dtype, x.device), state.params(dtype, x.device),
-            state.layers, state.features,
+        out = _network(
+            x.to(dtype), t if t.dim() == 0 or len(t) == len(x) else t.expand(len(x)), state.condition(given, dtype, x.device),
+            state.params(dtype, x.device), state.layers, state.features, PRECISIONS.index(self.precision),
         )  # fmt: skip
         return out.to(x.dtype)
 
@@ -56,7 +59,7 @@ class FusedNet:
             if value is None:
                 if name not in defaults:
                     raise TypeError(f"condition {name} is missing")
-                value = torch.tensor(defaults[name], device=device)
+                value = torch.full((batch,), defaults[name], device=device)
             found[name] = self._one(name, torch.as_tensor(value), batch)
         return found
 
@@ -93,10 +96,12 @@ class FusedNet:
     # ------------------------------------------------------------------------------------------------------ gradients
     def _differentiable(self, x: Tensor, t: Tensor, given: dict[str, Tensor]) -> bool:
         """Whether somebody may want a gradient: then the module itself has to run."""
-        if torch._C._are_functorch_transforms_active():
-            return True
         tensors = (x, t, *given.values())
-        if any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        if torch.compiler.is_compiling():
+            pass
+        elif torch._C._are_functorch_transforms_active() or any(
+            torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+        ):
             return True
         return torch.is_grad_enabled() and any(
             tensor.requires_grad for tensor in (*tensors, *self.module.parameters())
