@@ -179,6 +179,13 @@ class _Walk:
         if not others:
             return None
         if any(group.is_input for group in others):
+            roots = self.tape.roots(torch.arange(source.start, source.start + source.size))
+            if all(group.kind != "x" for group in roots):
+                raise CannotFuse(
+                    source.where,
+                    "layers over the time or the conditions alone, before x comes in (an embedding network); a fused network is "
+                    "one chain of layers",
+                )
             raise CannotFuse(
                 where,
                 "the inputs are used again after the first activation (a residual over the network's own input, or a time or "
