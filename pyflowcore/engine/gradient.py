@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import _core
 from ..conditions import map_tensors
@@ -74,8 +73,12 @@ class _Trajectory(torch.autograd.Function):
         return x, states
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_x: Tensor | None, grad_states: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "a second derivative (create_graph=True): the gradient through a fused field has none; with the module itself "
+                "as the field it has"
+            )
         points, scales, *learned = ctx.saved_tensors
         sweep = _Sweep(ctx.fixed, points, scales, learned, ctx.needs_input_grad[2])
         if grad_x is None:
