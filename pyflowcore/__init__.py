@@ -6,6 +6,7 @@ from .building import plan, solvers
 from .capture import CapturedRun
 from .field import Field
 from .fit import Fit, fit_plan
+from .fuse import CannotFuse, FusedField, fuse
 from .guidance import APG, CFG, Autoguidance, CFGZero
 from .info import Info, info
 from .likelihood import Hutchinson, log_prob, sample_with_log_prob
@@ -22,9 +23,11 @@ __all__ = [
     "EDM",
     "Autoguidance",
     "CFGZero",
+    "CannotFuse",
     "CapturedRun",
     "Field",
     "Fit",
+    "FusedField",
     "Hutchinson",
     "Info",
     "Interpolated",
@@ -39,6 +42,7 @@ __all__ = [
     "Trajectory",
     "cpu_isa",
     "fit_plan",
+    "fuse",
     "grids",
     "info",
     "interpolate",

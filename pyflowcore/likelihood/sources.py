@@ -18,7 +18,7 @@ def log_density(source: Distribution | None, x: Tensor, scale: float) -> Tensor:
         TypeError, ValueError: a source that is no distribution over the whole sample.
     """
     if source is None:
-        flat = x.double().reshape(x.shape[0], -1) / scale
+        flat = x.double().reshape(x.shape[0], x[:1].numel() if len(x) else 0) / scale
         return -0.5 * flat.square().sum(1) - flat.shape[1] * (0.5 * math.log(2.0 * math.pi) + math.log(scale))
     if not isinstance(source, Distribution):
         raise TypeError(
