@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import _library
 from ..branches import scales_of
 from ..calls import Call
-from .fused import Fused, is_fused
+from ..fuse import FusedField
 
 __all__ = ["Explanation", "explain", "obstacles"]
 
@@ -66,7 +66,7 @@ def obstacles(call: Call) -> tuple[str, ...]:
     """Why a call runs in the loop; empty where the engine takes it. Nothing is looked at but the arguments."""
 
     field, guidance = call.field, call.guidance
-    if not is_fused(field):
+    if not isinstance(field, FusedField):
         return (f"the field is {_named(field)}; the engine is for fields made by pfc.fuse",)
     found = []
     if torch.compiler.is_compiling():
@@ -136,7 +136,7 @@ _Parts = tuple[tuple[str, ...], tuple[tuple[str, str], ...]]
 
 
 def _engine_parts(call: Call, kernels: str, guided: bool) -> _Parts:
-    field = cast("Fused", call.field)
+    field = cast("FusedField", call.field)
     widths = [int(field.layers[0, 0]), *field.layers[:, 1].int().tolist()]
     inside = f"inside trajectory ({kernels})"
     parts = [
@@ -155,7 +155,7 @@ def _engine_parts(call: Call, kernels: str, guided: bool) -> _Parts:
 
 def _loop_parts(call: Call, kernels: str, guided: bool) -> _Parts:
 
-    fused = is_fused(call.field)
+    fused = isinstance(call.field, FusedField)
     combine = "combine" if call.enable_grad else "combine_"
     operators = [combine]
     where = "the caller's, called for every evaluation"

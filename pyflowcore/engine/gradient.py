@@ -15,8 +15,8 @@ from torch import Tensor
 
 from .. import _core
 from ..conditions import map_tensors
+from ..fuse import FusedField
 from ..ops.trajectory import point_is_state
-from .fused import Fused
 from .prepared import PRECISIONS, Prepared
 
 __all__ = ["differentiable"]
@@ -27,7 +27,7 @@ _R = _core.record
 class _Fixed(NamedTuple):
     """What has no gradient."""
 
-    field: Fused
+    field: FusedField
     made: Prepared
     cond: Tensor | None
     branches: list[dict[str, Any]]
@@ -36,7 +36,7 @@ class _Fixed(NamedTuple):
 
 
 def differentiable(
-    field: Fused, x0: Tensor, cond: Tensor | None, branches: list[dict[str, Any]], made: Prepared, seeds: Tensor | None,
+    field: FusedField, x0: Tensor, cond: Tensor | None, branches: list[dict[str, Any]], made: Prepared, seeds: Tensor | None,
     keep: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(samples, kept states), with gradients in x0, the conditions, the guidance scales and the module's parameters.
