@@ -10,7 +10,8 @@
 #define PFC_JOIN(a, b) PFC_JOIN2(a, b)
 
 namespace pfc::cpu {
+extern const EngineKernels PFC_JOIN(kEngine_, PFC_ISA);
 extern const Kernels PFC_JOIN(kKernels_, PFC_ISA);
-const Kernels PFC_JOIN(kKernels_, PFC_ISA){PFC_STRING(PFC_ISA), &combine,      &normals,
-                                           &guide_partial,      &guide_finish, &interpolate};
+const Kernels PFC_JOIN(kKernels_, PFC_ISA){
+    PFC_STRING(PFC_ISA), &PFC_JOIN(kEngine_, PFC_ISA), &combine, &normals, &guide_partial, &guide_finish, &interpolate};
 }  // namespace pfc::cpu

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .operations import add, constant_of, scale
-from .tape import Form
+from .operations import add, scale
 from .traced import Context, Traced, distinct, handles, lifted, paired
+
+__all__ = ["activation", "gated"]
 
 
 def activation(
@@ -33,7 +34,7 @@ def _maybe_in_place(value: Any, found: Traced, inplace: bool) -> Traced:
 
 
 for _name, _functions in {
-    "relu": ("relu",), "silu": ("silu", "swish"), "selu": ("selu",), "tanh": ("tanh",), "sigmoid": ("sigmoid", "expit"),
+    "relu": ("relu",), "silu": ("silu",), "selu": ("selu",), "tanh": ("tanh",), "sigmoid": ("sigmoid", "special_expit"),
 }.items():  # fmt: skip
     _simple(_name, *_functions)
 
@@ -80,9 +81,12 @@ def _clamp(context: Context, value: Any, min: Any = None, max: Any = None) -> Tr
     return activation(context, value, "relu")
 
 
-@handles("erf")
+@handles("erf", "special_erf")
 def _erf(context: Context, value: Any) -> Traced:
     return activation(context, value, "erf", kind="aside")
+
+
+_GATES = {("activation", "sigmoid"), ("aside", "erf")}
 
 
 def gated(context: Context, a: Traced, b: Traced) -> Traced:
@@ -101,20 +105,16 @@ def gated(context: Context, a: Traced, b: Traced) -> Traced:
 
 def _by_hand(context: Context, factor: Tensor, gate: Tensor) -> Tensor | None:
     tape = context.tape
-    form = tape.in_inputs(tape.values(gate))
-    if len(form.blocks) != 1:
+    base, q, p = tape.elementwise(gate)  # the gate is q g + p
+    groups = tape.groups_of(base)
+    if len(groups) != 1 or (groups[0].kind, groups[0].name) not in _GATES:
         return None
-    ((group, block),) = form.blocks.items()
-    wanted = {("activation", "sigmoid"), ("aside", "erf")}
-    if (group.kind, group.name) not in wanted or not bool(((block != 0).sum(dim=1) == 1).all()):
-        return None
-    column = block.abs().argmax(dim=1)
-    q, p, argument = block.gather(1, column[:, None])[:, 0], form.bias, group.atoms[column]
-    ratio = _ratio(tape.in_inputs(tape.values(factor)), tape.in_inputs(tape.values(argument)))
+    argument = groups[0].atoms[base - groups[0].start]
+    ratio = _ratio(*tape.elementwise(factor), *tape.elementwise(argument))
     if ratio is None:
         return None
     v = context.make(torch.zeros_like(argument), argument)
-    if group.name == "sigmoid":
+    if groups[0].name == "sigmoid":
         curved = scale(context, activation(context, v, "silu"), ratio * q)
         rest = p
     else:  # v erf(v) = sqrt(2) GELU(sqrt(2) v) - v
@@ -126,17 +126,11 @@ def _by_hand(context: Context, factor: Tensor, gate: Tensor) -> Tensor | None:
     return add(context, curved, scale(context, v, ratio * rest)).atom
 
 
-def _ratio(factor: Form, argument: Form) -> Tensor | None:
-    """r [rows], where factor = r argument."""
-    if set(factor.blocks) != set(argument.blocks):
+def _ratio(
+    base: Tensor, factor: Tensor, shift: Tensor, other: Tensor, slope: Tensor, offset: Tensor
+) -> Tensor | None:
+    """r, where factor base + shift = r (slope other + offset)."""
+    if not torch.equal(base, other) or bool((slope == 0).any()):
         return None
-    a = torch.cat([*(factor.blocks[g] for g in argument.blocks), factor.bias[:, None]], dim=1)
-    b = torch.cat([*argument.blocks.values(), argument.bias[:, None]], dim=1)
-    square = (b * b).sum(dim=1)
-    ratio = torch.where(square > 0, (a * b).sum(dim=1) / square.clamp_min(1e-300), 1.0)
-    if bool(((a - ratio[:, None] * b).abs() > 1e-12 * (1 + a.abs())).any()):
-        return None
-    return ratio
-
-
-__all__ = ["activation", "constant_of", "gated"]
+    ratio = factor / slope
+    return ratio if bool(((shift - ratio * offset).abs() <= 1e-14 * (1 + shift.abs())).all()) else None

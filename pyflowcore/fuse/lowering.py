@@ -184,9 +184,8 @@ class _Walk:
             kept = None if self.waiting is None else self.waiting[0]
             own = sorted((g for g in form.blocks if g.kind == "affine"), key=lambda g: -g.start)
             candidates = [g for g in own if g is not kept]
-            written_out = self.tape.in_inputs(form)
-            if kept is None and written_out.latest() is None:
-                return written_out
+            if kept is None and all(map(self.tape.of_inputs, form.blocks)):
+                return self.tape.in_inputs(form)
             latest = form.latest()
             if latest is None or not candidates:
                 return form
@@ -204,22 +203,18 @@ class _Walk:
     def _plain(self, group: Group, form: Form) -> bool:
         """Whether an affine group can be folded into the map that reads it, and it is no more work to do so."""
         kept = None if self.waiting is None else self.waiting[0]
-        definition = self.tape.definition(group)
+        groups = set(self.tape.groups_of(group.atoms))
         while True:
-            latest = definition.latest()
-            if len(definition.blocks) == 1 and latest is not None:
-                if latest is kept or latest.kind != "affine":
-                    out, between, into = len(form.bias), group.size, latest.size
-                    return between * (out + into) >= out * into
-            elif latest is None:
+            groups = {g for g in groups if g.kind != "constant"}
+            if kept is None and all(map(self.tape.of_inputs, groups)):
                 return True
-            written_out = self.tape.in_inputs(definition)
-            if kept is None and written_out.latest() is None:
+            latest = max((g for g in groups if not g.is_input), key=lambda g: g.start, default=None)
+            if latest is None:
                 return True
-            assert latest is not None
             if latest is kept or latest.kind != "affine":
-                return False
-            definition = self.tape.expanded(definition, latest)
+                out, between, into = len(form.bias), group.size, latest.size
+                return len(groups) == 1 and between * (out + into) >= out * into
+            groups = (groups - {latest}) | set(self.tape.groups_of(latest.atoms))
 
 
 def _is_eye(block: Tensor) -> bool:

@@ -36,7 +36,7 @@ def _elementwise(context: Context, value: Traced, constant: Tensor, scaled: bool
     atoms, numbers = code // len(values), values[code % len(values)]
     one = torch.ones(len(code), dtype=torch.float64)
     made = context.tape.add(
-        "affine", len(code), context.where, atoms=atoms, weight=torch.diag(numbers if scaled else one),
+        "affine", len(code), context.where, atoms=atoms, weight=numbers if scaled else one,
         bias=torch.zeros_like(one) if scaled else numbers,
     )  # fmt: skip
     return context.make(sample, made[place])
@@ -53,10 +53,9 @@ def add(context: Context, a: Traced, b: Traced) -> Traced:
     most = int(atom_b.max()) + 1 if atom_b.numel() else 1
     code, place = distinct(atom_a * most + atom_b)
     count = len(code)
-    eye = torch.eye(count, dtype=torch.float64)
     made = context.tape.add(
         "affine", count, context.where, atoms=torch.cat([code // most, code % most]),
-        weight=torch.cat([eye, eye], dim=1), bias=torch.zeros(count, dtype=torch.float64),
+        weight=torch.ones(2 * count, dtype=torch.float64), bias=torch.zeros(count, dtype=torch.float64),
     )  # fmt: skip
     return context.make(sample, made[place])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,7 +31,8 @@ class Group:
         where: the part of the module that made it, for messages.
         name: of the condition, activation, function, or kind of feature; parameter: of the activation.
         atoms: what an affine map or an activation reads.
-        weight: [size, len(atoms)] of an affine map; the table [labels, size] of an embedding; frequencies [size] of features.
+        weight: [size, len(atoms)] of an affine map; or, of one that acts on each element, [len(atoms)], a multiple of size:
+            atom j goes to element j % size. The table [labels, size] of an embedding; frequencies [size] of features.
         bias: [size], also of constants (their values) and of features (their phases).
     """
 
@@ -67,10 +69,6 @@ class Form:
             blocks[group] = blocks[group] + matrix if group in blocks else matrix
         return Form(blocks, self.bias + other.bias)
 
-    def after(self, matrix: Tensor) -> Form:
-        """matrix times this."""
-        return Form({group: matrix @ block for group, block in self.blocks.items()}, matrix @ self.bias)
-
     def without(self, group: Group) -> Form:
         return Form({other: block for other, block in self.blocks.items() if other is not group}, self.bias)
 
@@ -82,6 +80,7 @@ class Tape:
         self.groups: list[Group] = []
         self._starts: list[int] = []
         self._end = 0
+        self._of_inputs: dict[int, bool] = {}
 
     def add(self, kind: str, size: int, where: str, **rest: object) -> Tensor:
         """A new group; its atoms."""
@@ -98,19 +97,19 @@ class Tape:
 
     def groups_of(self, atoms: Tensor) -> list[Group]:
         """The groups that hold these atoms, in their order."""
-        starts = torch.tensor(self._starts)
-        found = torch.searchsorted(starts, atoms.reshape(-1), right=True) - 1
-        # Groups without elements share their start with the next one; right=True finds the last of them.
-        return [self.groups[i] for i in found.unique().tolist()]
+        # Groups without elements share their start with the next one; "right" finds the last of them.
+        found = np.searchsorted(self._starts, np.unique(atoms.numpy()), side="right") - 1
+        return [self.groups[i] for i in np.unique(found).tolist()]
 
     def form(self, weight: Tensor, atoms: Tensor, bias: Tensor) -> Form:
         """The affine map of these atoms, group by group; constants go into the bias."""
         blocks: dict[Group, Tensor] = {}
+        bias = bias.clone()
         for group in self.groups_of(atoms):
             mine = (atoms >= group.start) & (atoms < group.start + group.size)
             part, columns = weight[:, mine], atoms[mine] - group.start
             if group.kind == "constant":
-                bias = bias + part @ group.bias[columns]
+                bias += part @ group.bias[columns]
             else:
                 block = weight.new_zeros(len(weight), group.size)
                 blocks[group] = block.index_add_(1, columns, part)
@@ -126,8 +125,42 @@ class Tape:
     def definition(self, group: Group) -> Form:
         """What an affine group computes, or what an activation is taken of."""
         if group.kind == "affine":
-            return self.form(group.weight, group.atoms, group.bias)
+            return self._times(torch.eye(group.size, dtype=torch.float64), group)
         return self.values(group.atoms)
+
+    def _times(self, matrix: Tensor, group: Group) -> Form:
+        """matrix [rows, size] times what an affine group computes."""
+        if group.weight.dim() == 2:
+            weight = matrix @ group.weight
+        else:
+            weight = matrix[:, torch.arange(len(group.atoms)) % group.size] * group.weight
+        return self.form(weight, group.atoms, matrix @ group.bias)
+
+    def of_inputs(self, group: Group) -> bool:
+        """Whether no activation lies between the inputs and this group."""
+        if group.start not in self._of_inputs:
+            own = group.is_input or group.kind == "constant"
+            below = group.kind == "affine" and all(map(self.of_inputs, self.groups_of(group.atoms)))
+            self._of_inputs[group.start] = own or below
+        return self._of_inputs[group.start]
+
+    def elementwise(self, atoms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The atoms as factor * base + shift, as far down as elements depend on one other each: (base, factor, shift)."""
+        base, factor = atoms.clone(), torch.ones(len(atoms), dtype=torch.float64)
+        shift = torch.zeros_like(factor)
+        while True:
+            again = False
+            for group in self.groups_of(base):
+                if group.kind != "affine" or group.weight.dim() != 1 or len(group.atoms) != group.size:
+                    continue
+                mine = (base >= group.start) & (base < group.start + group.size)
+                at = base[mine] - group.start
+                shift[mine] += factor[mine] * group.bias[at]
+                factor[mine] *= group.weight[at]
+                base[mine] = group.atoms[at]
+                again = True
+            if not again:
+                return base, factor, shift
 
     def roots(self, atoms: Tensor) -> list[Group]:
         """The inputs that these atoms depend on."""
@@ -144,15 +177,14 @@ class Tape:
                 todo += self.groups_of(group.atoms)
         return found
 
-    def in_inputs(self, form: Form) -> Form:
-        """The form with every affine group written out; activations stay."""
-        while (
-            group := max((g for g in form.blocks if g.kind == "affine"), key=lambda g: g.start, default=None)
-        ) is not None:
-            form = self.expanded(form, group)
-        return form
-
     def expanded(self, form: Form, group: Group) -> Form:
         """The form with an affine group written out."""
-        rest, definition = form.without(group), self.definition(group)
-        return rest.plus(definition.after(form.blocks[group]))
+        return form.without(group).plus(self._times(form.blocks[group], group))
+
+    def in_inputs(self, form: Form) -> Form:
+        """The form with every affine group written out; activations stay."""
+        while True:
+            own = [group for group in form.blocks if group.kind == "affine"]
+            if not own:
+                return form
+            form = self.expanded(form, max(own, key=lambda group: group.start))

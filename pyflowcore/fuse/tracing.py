@@ -87,7 +87,7 @@ def _batch(module: nn.Module, calling: Calling) -> int:
     sizes = {size for p in (*module.parameters(), *module.buffers()) for size in p.shape}
     sizes |= {*calling.shape, calling.dim, *(size for _, size in calling.sizes)}
     return next(
-        n for n in (23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, *range(101, 2000)) if n not in sizes
+        n for n in (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, *range(101, 2000)) if n not in sizes
     )
 
 
