@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .field import Field
 from .ops import _plain_adaptive
+from .ops._plain_guide import CHUNK
 from .ops.adaptive import TABLES, slots
 
 __all__ = ["Problem", "run"]
@@ -60,6 +61,8 @@ class _Buffers:
         self.counts[:, _COUNTS.index("status")] = _plain_adaptive.UNFINISHED
         self.counts[:, _COUNTS.index("row")] = 1
         self.running = torch.full((1,), batch, dtype=torch.int64, device=device)
+        chunks = -(-self.x[0].numel() // CHUNK) if batch else 0
+        self.partial = torch.empty(2 * batch * chunks, dtype=torch.float64, device=device)
         field = problem.field
         mapped = (
             field.time is not None or field.round_time or field.path.network_times(problem.times) is not None
@@ -87,7 +90,7 @@ def run(problem: Problem) -> dict[str, Any]:
     while b.x.numel() and (problem.rounds is None or done < problem.rounds):
         f = evaluate(b.y if b.inp is None else b.inp, b.t, cond)
         _adaptive_(
-            f, b.x, b.y, b.inp, b.t, b.k, b.clock, b.counts, b.rows, b.running, None, b.home, b.times, b.table,
+            f, b.x, b.y, b.inp, b.t, b.k, b.clock, b.counts, b.rows, b.running, b.partial, None, b.home, b.times, b.table,
             problem.norm_elements, problem.max_nfe, sign,
         )  # fmt: skip
         done += 1

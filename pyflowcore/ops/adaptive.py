@@ -11,7 +11,7 @@ from . import _plain, _plain_adaptive
 
 _library.define(
     "adaptive_(Tensor f, Tensor(a!) x, Tensor(b!) y, Tensor(c!)? inp, Tensor(d!) t, Tensor(e!) k, Tensor(f!) clock, "
-    "Tensor(g!) counts, Tensor(h!) rows, Tensor(i!) running, Tensor(j!)? steps, Tensor? home, Tensor times, Tensor table, "
+    "Tensor(g!) counts, Tensor(h!) rows, Tensor(i!) running, Tensor(j!) partial, Tensor(k!)? steps, Tensor? home, Tensor times, Tensor table, "
     "int norm_elements, int max_nfe, float sign) -> ()"
 )
 
