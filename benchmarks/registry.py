@@ -17,13 +17,19 @@ ROLES: tuple[Role, ...] = ("candidate", "baseline", "ceiling")
 class Arm:
     """One thing that is timed: a call for each buffer set, all of them doing the same work on different memory.
 
-    ``per_call`` is how many units (for example sampler steps) one call does; times are given per unit.
+    ``per_call`` is how many units (for example sampler steps) one call does; times are given per unit. ``operations`` is set
+    for a ceiling on the *rate* of operations, such as a matrix product of a size of its own: how many one call of it does.
+    The ceiling of the case is then the time that the case's operations would take at that rate; the ceilings of a case are
+    all of one kind. ``less`` names an arm whose median is subtracted: what this one takes beyond that. At least a
+    nanosecond remains.
     """
 
     name: str
     role: Role
     calls: Sequence[Callable[[], object]]
     per_call: int = 1
+    operations: int = 0
+    less: str = ""
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -32,15 +38,23 @@ class Arm:
             raise ValueError(f"calls of arm {self.name!r} must hold at least one callable, got none")
         if self.per_call < 1:
             raise ValueError(f"per_call must be at least 1, got {self.per_call}")
+        if self.operations and self.role != "ceiling":
+            raise ValueError(
+                f"operations of arm {self.name!r} are for a ceiling alone, its role is {self.role!r}"
+            )
 
 
 @dataclass(frozen=True)
 class Built:
-    """The arms of a case with their memory allocated. ``check`` raises if the arms do not compute the same thing."""
+    """The arms of a case with their memory allocated. ``check`` raises if the arms do not compute the same thing.
+
+    ``operations`` takes the place of the case's own where only the work itself can tell them (an adaptive solve).
+    """
 
     arms: Sequence[Arm]
     skipped: dict[str, str] = field(default_factory=dict)
     check: Callable[[], None] | None = None
+    operations: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +97,18 @@ class Entry:
 ENTRIES: dict[str, Entry] = {}
 
 # The modules that hold entries, in the order in which `list` shows them. A new benchmark is one file and one name here.
-MODULES = ("ceilings", "combine", "guide", "randn", "interpolate", "dispatch", "sampler_vs_diffusers")
+MODULES = (
+    "ceilings",
+    "combine",
+    "guide",
+    "randn",
+    "interpolate",
+    "dispatch",
+    "sampler_vs_diffusers",
+    "engine",
+    "solve",
+    "log_prob",
+)
 
 
 def benchmark(

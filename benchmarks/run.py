@@ -6,7 +6,7 @@ import datetime
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -14,37 +14,51 @@ import torch
 from benchmarks import machine, results, timing
 from benchmarks.options import Options
 from benchmarks.registry import Arm, Case, Entry
-from benchmarks.summary import Summary, summarise
+from benchmarks.summary import Summary, quantile, summarise
 
 ClockFor = Callable[[str, str], timing.Clock]
 
 
-def _rate(case: Case, seconds: float) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Taken:
+    """What the rows say of an arm once its calls are gone. ``own_work``: it does not do the case's work, but its own."""
+
+    role: str
+    operations: int
+    own_work: bool
+
+
+def _rate(footprint: int, operations: int, seconds: float) -> dict[str, Any]:
     """Least bytes per second where the case moves any, else operations per second, else nothing."""
-    if case.footprint:
-        return {"value": case.footprint / seconds * 1e-9, "unit": "GB/s"}
-    if case.operations:
-        return {"value": case.operations / seconds * 1e-9, "unit": "Gop/s"}
+    if footprint:
+        return {"value": footprint / seconds * 1e-9, "unit": "GB/s"}
+    if operations:
+        return {"value": operations / seconds * 1e-9, "unit": "Gop/s"}
     return {}
 
 
 def _rows(
-    entry: Entry, case: Case, threads: int, arms: Sequence[tuple[str, str]], summaries: dict[str, Summary]
+    entry: Entry, case: Case, threads: int, arms: dict[str, _Taken], summaries: dict[str, Summary]
 ) -> list[dict[str, Any]]:
-    """The rows of a case. The ceiling is the fastest ceiling arm: the strictest of the copies run beside it."""
-    ceilings = [(summaries[name].median, name) for name, role in arms if role == "ceiling"]
-    candidates = [name for name, role in arms if role == "candidate"]
+    """The rows of a case. The ceiling is the fastest ceiling arm: the strictest of those run beside it."""
+    ceilings = []
+    for name, arm in arms.items():
+        if arm.role == "ceiling":
+            scale = case.operations / arm.operations if arm.own_work else 1.0
+            if scale > 0:
+                ceilings.append((summaries[name].median * scale, name))
+    candidates = [name for name, arm in arms.items() if arm.role == "candidate"]
     rows = []
-    for name, role in arms:
+    for name, arm in arms.items():
         summary = summaries[name]
         ratios: dict[str, float] = {}
-        if role == "candidate":
-            others = [other for other, kind in arms if kind != "candidate"]
+        if arm.role == "candidate":
+            others = [other for other, that in arms.items() if that.role != "candidate" and not that.own_work]
             ratios = {other: summaries[other].median / summary.median for other in others}
-        if candidates and name != candidates[0]:
+        if candidates and name != candidates[0] and not arm.own_work:
             ratios["candidate"] = summary.median / summaries[candidates[0]].median
         ceiling = None
-        if ceilings and role != "ceiling":
+        if ceilings and arm.role != "ceiling":
             seconds, ceiling_name = min(ceilings)
             ceiling = {"arm": ceiling_name, "seconds": seconds, "share": seconds / summary.median}
         rows.append(
@@ -54,7 +68,7 @@ def _rows(
                 "params": {**case.params, **({"target": case.target} if case.target else {})},
                 "threads": threads,
                 "arm": name,
-                "role": role,
+                "role": arm.role,
                 "heat": case.heat,
                 "clock": case.clock,
                 "seconds": {
@@ -65,15 +79,24 @@ def _rows(
                     "repeat_medians": list(summary.repeat_medians),
                     "noise": summary.noise,
                 },
-                "bytes_read": case.bytes_read,
-                "bytes_written": case.bytes_written,
-                "operations": case.operations,
-                "rate": _rate(case, summary.median),
+                "bytes_read": 0 if arm.own_work else case.bytes_read,
+                "bytes_written": 0 if arm.own_work else case.bytes_written,
+                "operations": arm.operations,
+                "rate": _rate(0 if arm.own_work else case.footprint, arm.operations, summary.median),
                 "ceiling": ceiling,
                 "ratios": ratios,
             }
         )
     return rows
+
+
+def _subtracted(arms: Sequence[Arm], taken: dict[str, list[float]]) -> dict[str, list[float]]:
+    """``taken``, of each arm with ``less`` what is beyond the median of the arm that it names."""
+    less = {arm.name: quantile(taken[arm.less], 0.5) if arm.less else 0.0 for arm in arms}
+    return {
+        name: [max(one - less[name], 1e-9) if less[name] else one for one in seconds]
+        for name, seconds in taken.items()
+    }
 
 
 def run_entry(
@@ -89,7 +112,7 @@ def run_entry(
     next is the noise that `compare` counts.
     """
     cases: dict[str, Case] = {}
-    arms: dict[str, list[tuple[str, str]]] = {}
+    arms: dict[str, dict[str, _Taken]] = {}
     samples: dict[str, dict[str, list[list[float]]]] = {}
     skipped: dict[tuple[str, str], str] = {}
     for repeat in range(options.repeats):
@@ -98,9 +121,12 @@ def run_entry(
                 continue
             say(f"{entry.name}: {case.name} ({repeat + 1} of {options.repeats})")
             built = case.build()
+            if built.operations is not None:
+                case = replace(case, operations=built.operations)
             chosen: list[Arm] = []
+            needed = {arm.less for arm in built.arms}
             for arm in built.arms:
-                if arm.name in options.without and arm.role == "baseline":
+                if arm.name in options.without and arm.role == "baseline" and arm.name not in needed:
                     skipped[case.name, arm.name] = "left out by --without"
                 else:
                     chosen.append(arm)
@@ -109,8 +135,12 @@ def run_entry(
                 built.check()
             clock = clock_for(case.clock, options.device)
             taken = timing.measure(chosen, clock, budget=options.budget, hot=case.heat == "hot", seed=repeat)
+            taken = _subtracted(chosen, taken)
             cases[case.name] = case
-            arms[case.name] = [(arm.name, arm.role) for arm in chosen]
+            arms[case.name] = {
+                arm.name: _Taken(arm.role, arm.operations or case.operations, bool(arm.operations))
+                for arm in chosen
+            }
             kept = samples.setdefault(case.name, {})
             for name, seconds in taken.items():
                 kept.setdefault(name, []).append(seconds)

@@ -19,6 +19,11 @@ from benchmarks.registry import Arm
 
 MIN_ROUNDS = 9
 MAX_ROUNDS = 300
+# Whole trajectories of a wide network take seconds: an arm that takes this long is warmed by one call and not again, and
+# a round this long is made so often at least.
+LONG_SECONDS = 0.05
+LONG_ROUND_SECONDS = 1.0
+LONG_MIN_ROUNDS = 3
 BLOCK_SECONDS = (
     2e-4  # calls shorter than this are timed several at a time: a clock read costs about 0.1 microseconds
 )
@@ -107,34 +112,41 @@ def measure(
 ) -> dict[str, list[float]]:
     """Seconds per unit of work for every arm, one figure for each round.
 
-    ``budget`` is in seconds for all arms together; at least MIN_ROUNDS rounds are made whatever it is. ``hot``: the
-    same buffers are used before each block, untimed. Raises ValueError where two arms share a name.
+    ``budget`` is in seconds for all arms together; at least MIN_ROUNDS rounds are made whatever it is (LONG_MIN_ROUNDS of
+    rounds that take longer than LONG_ROUND_SECONDS). ``hot``: the same buffers are used before each block, untimed.
+    Raises ValueError where two arms share a name.
     """
     names = [arm.name for arm in arms]
     if len(set(names)) != len(names):
         raise ValueError(f"arms of a case need different names, got {names}")
     next_set = dict.fromkeys(names, 0)
-    count = {}
+    count: dict[str, int] = {}
+    warmed: dict[str, bool] = {}
     total = 0.0
     collected = gc.isenabled()
     gc.disable()
     try:
         for arm in arms:
             # Lazy set-up, run-time compilation and the first touch of memory come before anything that counts.
-            clock.block(arm, 0, max(3, len(arm.calls)), True)
-            once = clock.block(arm, 0, max(3, len(arm.calls)), hot)
+            clock.block(arm, 0, 1, False)
+            once = clock.block(arm, 0, 1, False)
+            warmed[arm.name] = hot and once < LONG_SECONDS
+            if once < LONG_SECONDS:
+                clock.block(arm, 0, max(3, len(arm.calls)), True)
+                once = clock.block(arm, 0, max(3, len(arm.calls)), hot)
             count[arm.name] = max(1, min(MAX_BLOCK, int(BLOCK_SECONDS / max(once, 1e-9))))
-            if hot:
+            if warmed[arm.name]:
                 count[arm.name] = max(count[arm.name], min(HOT_CALLS, 1 + int(HOT_SECONDS / max(once, 1e-9))))
-            total += once * (count[arm.name] + (min(WARM_CALLS, count[arm.name]) if hot else 0))
-        rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(budget / max(total, 1e-9))))
+            total += once * (count[arm.name] + (min(WARM_CALLS, count[arm.name]) if warmed[arm.name] else 0))
+        least = MIN_ROUNDS if total < LONG_ROUND_SECONDS else LONG_MIN_ROUNDS
+        rounds = max(least, min(MAX_ROUNDS, int(budget / max(total, 1e-9))))
         samples: dict[str, list[float]] = {name: [] for name in names}
         order = list(arms)
         shuffle = random.Random(seed)
         for _ in range(rounds):
             shuffle.shuffle(order)
             for arm in order:
-                seconds = clock.block(arm, next_set[arm.name], count[arm.name], hot)
+                seconds = clock.block(arm, next_set[arm.name], count[arm.name], warmed[arm.name])
                 next_set[arm.name] += count[arm.name]
                 samples[arm.name].append(seconds / arm.per_call)
     finally:

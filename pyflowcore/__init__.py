@@ -6,8 +6,10 @@ from .building import plan, solvers
 from .capture import CapturedRun
 from .field import Field
 from .fit import Fit, fit_plan
+from .fuse import CannotFuse, FusedField, fuse
 from .guidance import APG, CFG, Autoguidance, CFGZero
 from .info import Info, info
+from .likelihood import Hutchinson, log_prob, sample_with_log_prob
 from .ops import Interpolated, interpolate, randn
 from .plans import Plan
 from .predictions import EDM, Scaled
@@ -21,9 +23,12 @@ __all__ = [
     "EDM",
     "Autoguidance",
     "CFGZero",
+    "CannotFuse",
     "CapturedRun",
     "Field",
     "Fit",
+    "FusedField",
+    "Hutchinson",
     "Info",
     "Interpolated",
     "Plan",
@@ -37,14 +42,17 @@ __all__ = [
     "Trajectory",
     "cpu_isa",
     "fit_plan",
+    "fuse",
     "grids",
     "info",
     "interpolate",
+    "log_prob",
     "ops",
     "paths",
     "plan",
     "plot",
     "randn",
+    "sample_with_log_prob",
     "select_cpu_isa",
     "solve",
     "solvers",

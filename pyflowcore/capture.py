@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import branches, conditions
 from ._library import PyflowcoreWarning
+from .calls import weak_of
 from .field import Field
 from .initial import Begin, seeds_once, start_of
 from .scales import Scale
@@ -67,7 +68,7 @@ class CapturedRun:
         self._field, self._shared = field, shared
         self._several, self._uncond, self._places = _copies(several, uncond, batch)
         self._guided = branches.guided(sampler.guidance, several, uncond)
-        self._weak = sampler._weak(self._guided)
+        self._weak = weak_of(sampler.plan, sampler.guidance, self._guided)
         doubled, _ = branches.batches(
             sampler.branches, self._several, self._uncond, self._guided, batch, self._weak
         )

@@ -114,7 +114,8 @@ def _padded(rows: Tensor) -> Tensor:
 
 def _panels(block: Tensor) -> Tensor:
     """[out, in] as [panels, in, 16], flat."""
-    return _padded(block).reshape(-1, PANEL, block.shape[1]).transpose(1, 2).reshape(-1)
+    rows = _padded(block)
+    return rows.reshape(len(rows) // PANEL, PANEL, block.shape[1]).transpose(1, 2).reshape(-1)
 
 
 def unpack(params: Tensor, layers: Tensor, features: int, conditions: int) -> list[tuple[Tensor, Tensor]]:
@@ -125,7 +126,7 @@ def unpack(params: Tensor, layers: Tensor, features: int, conditions: int) -> li
         sizes = [features, conditions, into - features - conditions] if number == 0 else [into]
         blocks, at = [], weights
         for size in sizes:
-            flat = params[at : at + padded * size].reshape(-1, size, PANEL)
+            flat = params[at : at + padded * size].reshape(padded // PANEL, size, PANEL)
             blocks.append(flat.transpose(1, 2).reshape(padded, size)[:out])
             at += padded * size
         found.append((torch.cat(blocks, dim=1), params[bias : bias + out]))
@@ -142,9 +143,10 @@ def time_features(t: Tensor, features: Tensor) -> Tensor:
 def forward(
     x: Tensor, t: Tensor, cond: Tensor | None, params: Tensor, layers: Tensor, features: Tensor
 ) -> Tensor:
-    """The network in plain PyTorch, with gradients in x, cond and params: x [B, ...], t [B], cond [B, C] -> x's shape."""
+    """The network in plain PyTorch, with gradients in x, cond and params: x [B, ...], t [B] or one time,
+    cond [B, C] -> x's shape."""
     flat = x.flatten(1) if x.dim() > 1 else x[:, None]
-    parts = [time_features(t, features).to(flat.dtype), flat]
+    parts = [time_features(t, features).to(flat).expand(len(flat), -1), flat]
     if cond is not None:
         parts.insert(1, cond.to(flat.dtype))
     values = torch.cat(parts, dim=1)

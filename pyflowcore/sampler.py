@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import branches, conditions, paths
+from . import branches, conditions, engine
+from .calls import Call, Callback, check_callable, check_device, check_field, mappings, read_call
 from .capture import CapturedRun
 from .edits import Hook, Inpaint, hook_edit, inpaint_edit
 from .field import Field, as_field
@@ -18,12 +19,11 @@ from .guide import guide_for
 from .initial import Begin, check_shape, count_of, seeds_once, start_of
 from .plans import Plan
 from .program import program_of
+from .row_times import no_net, times_of_rows
 from .run import Run, Trajectory
 from .scales import Scale
 
 __all__ = ["Sampler"]
-
-Callback = Callable[[int, int, float, Tensor, "Tensor | None"], object]
 
 
 class Sampler:
@@ -73,11 +73,11 @@ class Sampler:
 
         ``field`` is optional: its time map, dtype and sign are then applied to what the run hands out and takes.
         """
-        _check_callable("hook", hook)
-        _check_device(device)
-        facts = Field(_no_net) if field is None else as_field(field)
+        check_callable("hook", hook)
+        check_device(device)
+        facts = Field(no_net) if field is None else as_field(field)
         if field is not None:
-            self._check_field(facts)
+            check_field(self.plan, facts)
         begin = Begin(x0, shape, init, seeds_once(seeds), batch, device, dtype, as_noise(noise))
         with torch.set_grad_enabled(enable_grad):
             run = self._start(
@@ -153,47 +153,28 @@ class Sampler:
         Raises:
             TypeError, ValueError: naming the argument, what came and what is allowed.
         """
-        _check_callable("hook", hook)
-        _check_callable("callback", callback)
-        _check_device(device)
-        facts = as_field(field)
-        self._check_field(facts)
-        several = branches.conditions_of(cond)
-        cond, uncond, shared = several[0], _mapping(uncond, "uncond"), _mapping(shared, "shared")
-        guided = branches.guided(self.guidance, several, uncond)
-        weak = self._weak(guided)
-        seeds_have_device = isinstance(seeds, Tensor)
-        seeds = seeds_once(seeds)
-        if both := sorted(set(cond) & set(shared)):
-            raise ValueError(f"shared and cond both have {', '.join(both)}")
-        begin = Begin(x0, shape, init, seeds, batch, device, dtype, as_noise(noise))
-        given = begin.given()
-        if given is None and seeds is None and batch is None:
-            batch = begin.batch = conditions.batch_of(cond)
-        if device is None and given is None and (tensor := conditions.first_tensor(cond)) is not None:
-            device = begin.device = tensor.device
-        if device is None and given is None and not seeds_have_device:
-            begin.device = facts.device()
-        count = len(given) if isinstance(given, Tensor) and given.dim() else None
-        doubled, split = branches.batches(
-            self.branches,
-            several,
-            uncond,
-            guided,
-            count if count is not None else count_of(seeds, batch),
-            weak,
-        )
-        with torch.set_grad_enabled(enable_grad):
-            run = self._start(
-                facts, begin, guided=guided, guidance_scale=guidance_scale, enable_grad=enable_grad,
-                stacked=doubled is not None, edits=(hook, mask, known, known_noise), keep_points=callback is not None,
-                several=len(several),
-            )  # fmt: skip
-        evaluate = branches.evaluator(
-            facts, doubled, several, split, shared, weak or facts, self._weak_times(weak, run.buffers.x)
-        )
-        with torch.set_grad_enabled(enable_grad):
-            return self._drive(run, facts, evaluate, callback, progress, return_trajectory)
+        call = read_call(
+            self.plan, self.guidance, field, shape=shape, x0=x0, init=init, seeds=seeds, noise=noise, batch=batch, cond=cond,
+            uncond=uncond, shared=shared, guidance_scale=guidance_scale, mask=mask, known=known, known_noise=known_noise,
+            hook=hook, device=device, dtype=dtype, enable_grad=enable_grad, callback=callback, progress=progress,
+            return_trajectory=return_trajectory,
+        )  # fmt: skip
+        return self._loop(call) if engine.obstacles(call) else engine.run(call)
+
+    def explain(self, field: Field | Callable[..., Tensor], **arguments: Any) -> engine.Explanation:
+        """What a call with these arguments would run, and on what; nothing is evaluated.
+
+        Args:
+            field: as in the call.
+            arguments: those of the call; what is left out is taken as unknown (the state as float32 on the field's device).
+
+        Returns:
+            An object to print: the engine (one operator for the whole trajectory) or the loop, with the reason for the loop.
+
+        Raises:
+            TypeError, ValueError: where the call would refuse field or arguments.
+        """
+        return engine.explain(read_call(self.plan, self.guidance, field, **arguments))
 
     def capture(
         self,
@@ -224,13 +205,11 @@ class Sampler:
             warmup: trajectories that run before the capture.
         """
         check_shape(shape)
-        _check_device(device)
+        check_device(device)
         facts = as_field(field)
-        self._check_field(facts)
-        several = branches.conditions_of(cond)
-        cond, uncond, shared = several[0], _mapping(uncond, "uncond"), _mapping(shared, "shared")
-        if both := sorted(set(cond) & set(shared)):
-            raise ValueError(f"shared and cond both have {', '.join(both)}")
+        check_field(self.plan, facts)
+        several, uncond, shared = mappings(cond, uncond, shared)
+        cond = several[0]
         batch = conditions.batch_of(cond) if batch is None else count_of(None, batch)
         if batch is None:
             raise ValueError("batch must be given: nothing else says how many samples")
@@ -246,23 +225,29 @@ class Sampler:
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------------ parts
-    def _weak(self, guided: bool) -> Field | None:
-        """The second field of autoguidance."""
-        if not guided or self.guidance is None or self.guidance.weak is None:
-            return None
-        self._check_field(self.guidance.weak, "weak: ")
-        return self.guidance.weak
-
-    def _check_field(self, field: Field, whose: str = "") -> None:
-        if field.prediction != self.plan.prediction:
-            raise ValueError(
-                f"{whose}prediction: the plan is for {self.plan.prediction!r}, the field predicts {field.prediction!r}"
-            )
-        if not paths.same(field.path, self.plan.path):
-            raise ValueError(
-                f"{whose}path: the plan is for {self.plan.path}, the field was trained on {field.path}; pfc.plan(..., "
-                "path=field.path, along=...) integrates it on another path"
-            )
+    def _loop(self, call: Call) -> Tensor | Trajectory:
+        """The field evaluated row by row."""
+        facts, weak = call.field, call.weak
+        doubled, split = branches.batches(
+            self.branches, call.several, call.uncond, call.guided, call.batch(), weak
+        )
+        with torch.set_grad_enabled(call.enable_grad):
+            run = self._start(
+                facts, call.begin, guided=call.guided, guidance_scale=call.guidance_scale, enable_grad=call.enable_grad,
+                stacked=doubled is not None, edits=(call.hook, call.mask, call.known, call.known_noise),
+                keep_points=call.callback is not None, several=len(call.several),
+            )  # fmt: skip
+        evaluate = branches.evaluator(
+            facts,
+            doubled,
+            call.several,
+            split,
+            call.shared,
+            weak or facts,
+            self._weak_times(weak, run.buffers.x),
+        )
+        with torch.set_grad_enabled(call.enable_grad):
+            return self._drive(run, facts, evaluate, call.callback, call.progress, call.return_trajectory)
 
     def _start(
         self, field: Field, begin: Begin, *, guided: bool, guidance_scale: Scale | None, enable_grad: bool, stacked: bool,
@@ -289,7 +274,7 @@ class Sampler:
         )
         if scale_per_sample and guidance is not None:
             guidance = guidance.expand(*guidance.shape[:-1], state.shape[0]).contiguous()
-        times = self._times(field, state, counts, stacked)
+        times = times_of_rows(self.plan, field, state, counts, stacked)
         noise = begin.noise if plan.draws else None
         program = program_of(
             plan, field.sign, zero=branches.without_branch(plan, counts),
@@ -314,24 +299,9 @@ class Sampler:
 
     def _weak_times(self, weak: Field | None, state: Tensor) -> list[Tensor] | None:
         """The times of a second field, which sees one branch of every row of the plan."""
-        return None if weak is None else self._times(weak, state, [1] * len(self.plan.facts), False)
-
-    def _times(self, field: Field, state: Tensor, counts: list[int], stacked: bool) -> list[Tensor]:
-        """The network's time of every row, computed in float64 and cast once."""
-        plan = self.plan.on(field.path, field.prediction)
-        if field.time is not None or (isinstance(field.prediction, str) and field.path.code is not None):
-            mapped = field.map_times(plan.row_times)
-        else:
-            mapped = _own_times(plan, field.round_time)
-        mapped = field.cast_times(mapped, state.dtype).to(state.device)
-        if field.time_shape == "scalar":
-            return list(mapped.unbind())
-        batch, most = state.shape[0], max(counts) if stacked else 1
-        # Expanded, not copied: one number a row, however large the batch is.
-        lines = mapped[:, None].expand(-1, most * batch).unbind()
-        if not stacked or min(counts) == most:
-            return list(lines)
-        return [line[: max(count, 1) * batch] for line, count in zip(lines, counts, strict=True)]
+        return (
+            None if weak is None else times_of_rows(self.plan, weak, state, [1] * len(self.plan.facts), False)
+        )
 
     def _drive(
         self, run: Run, field: Field, evaluate: Callable[..., tuple[Tensor, Tensor | None]], callback: Callback | None,
@@ -376,13 +346,6 @@ class Sampler:
         return run.x
 
 
-# Its formulas are NumPy's, which a compiled function cannot trace, and it is of plans alone, as program_of.
-@torch.compiler.assume_constant_result
-def _own_times(plan: Plan, round_time: bool) -> Tensor:
-    """The network's times, float64 [rows], of fields whose prediction or path says them."""
-    return Field(_no_net, plan.prediction, plan.path, round_time=round_time).map_times(plan.row_times)
-
-
 @torch.compiler.assume_constant_result
 def _last_evaluations(plan: Plan) -> tuple[bool, ...]:
     """For each row whether it makes the last evaluation of a step; rows without one may follow before the step is complete."""
@@ -393,32 +356,6 @@ def _last_evaluations(plan: Plan) -> tuple[bool, ...]:
         if row.completes_step and latest is not None:
             last[latest] = True
     return tuple(last)
-
-
-def _no_net(x: Tensor, t: Tensor) -> Tensor:
-    raise RuntimeError("this run was started without a field: its caller evaluates the network")
-
-
-def _check_callable(name: str, value: object) -> None:
-    if value is not None and not callable(value):
-        raise TypeError(f"{name} must be a function, or None, got {type(value).__name__} {value!r}")
-
-
-def _check_device(device: object) -> None:
-    if device is None or isinstance(device, torch.device):
-        return
-    try:
-        torch.device(device)  # type: ignore[call-overload]
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be a torch.device or its name, got {device!r}: {error}") from None
-
-
-def _mapping(value: dict[str, Any] | None, name: str) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise TypeError(f"{name} must be a dict of the field's keyword arguments, got {type(value).__name__}")
-    return value
 
 
 def _progress_bar(total: int) -> Any:

@@ -203,7 +203,7 @@ def test_every_round_times_every_arm_once() -> None:
     rounds = len(samples["fused"])
     assert rounds >= timing.MIN_ROUNDS
     assert all(len(times) == rounds for times in samples.values())
-    timed = [name for name, *_ in clock.blocks][2 * len(arms) :]
+    timed = [name for name, *_ in clock.blocks][4 * len(arms) :]
     for i in range(rounds):
         assert sorted(timed[len(arms) * i : len(arms) * (i + 1)]) == sorted(SECONDS)
     assert len({tuple(timed[len(arms) * i : len(arms) * (i + 1)]) for i in range(rounds)}) > 1, (
@@ -217,9 +217,9 @@ def test_short_calls_are_timed_several_at_a_time_and_sets_are_rotated() -> None:
     arm = Arm("short", "candidate", [lambda k=k: used.append(k) for k in range(3)])  # type: ignore[misc]
     clock = FakeClock({"short": 1e-5})
     timing.measure([arm], clock, budget=1e-9, hot=False)
-    assert {count for _, _, count, _ in clock.blocks[2:]} == {20}
-    assert not any(warm for *_, warm in clock.blocks[2:])
-    firsts = [first for _, first, _, _ in clock.blocks[2:]]
+    assert {count for _, _, count, _ in clock.blocks[4:]} == {20}
+    assert not any(warm for *_, warm in clock.blocks[4:])
+    firsts = [first for _, first, _, _ in clock.blocks[4:]]
     assert firsts == list(range(0, 20 * len(firsts), 20)), "each block goes on with the set after the last"
     with pytest.raises(ValueError, match="different names"):
         timing.measure([arm, arm], clock, budget=1.0, hot=False)

@@ -4,7 +4,7 @@ A kernel file is compiled once for each instruction set. An inline function or t
 its own namespace becomes a weak symbol, of which the linker keeps one copy for everybody: if that is the AVX-512 copy,
 an AVX2 machine dies of an illegal instruction. So these objects may define no weak symbol, and no name twice.
 
-    python tools/check_weak_symbols.py OBJECT ... | FOLDER --match kernels_isa
+    python tools/check_weak_symbols.py OBJECT ... | FOLDER --match kernels_
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> int:
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="objects, or a build folder")
     parser.add_argument(
-        "--match", default="kernels_isa", help="in a folder: take objects whose path has this text"
+        "--match", default="kernels_", help="in a folder: take objects whose path has this text"
     )
     options = parser.parse_args()
     objects = []

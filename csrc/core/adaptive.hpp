@@ -27,7 +27,7 @@ namespace clock_record {
 // and slope; and the accepted step that output rows are made from.
 inline constexpr int kT = 0, kH = 1, kNext = 2, kError = 3, kRtol = 4, kAtol = 5, kFirst = 6, kSlope = 7, kFrom = 8,
                      kStep = 9, kWidth = 10;
-}
+}  // namespace clock_record
 namespace count_record {
 inline constexpr int kPhase = 0, kStatus = 1, kNfe = 2, kAccepted = 3, kRejected = 4, kRow = 5, kFlags = 6, kAction = 7,
                      kWidth = 8;
@@ -47,7 +47,8 @@ inline constexpr int kSlotShift = 8, kRowShift = 16;
 struct AdaptiveArgs {
   int64_t batch = 0, places = 0, sample = 0;  // samples of the solve, samples of this call, elements of a sample
   int64_t slots = 0, norm = 0, max_nfe = 0, row_count = 0, step_count = 0;
-  DType state_dtype = DType::kFloat32, out_dtype = DType::kFloat32, inp_dtype = DType::kFloat32, t_dtype = DType::kFloat32;
+  DType state_dtype = DType::kFloat32, out_dtype = DType::kFloat32, inp_dtype = DType::kFloat32,
+        t_dtype = DType::kFloat32;
   double sign = 1.0;
   const void* f = nullptr;  // [places, sample]
   void* x = nullptr;        // [batch, sample]
@@ -60,10 +61,11 @@ struct AdaptiveArgs {
   void* rows = nullptr;     // [row_count, batch, sample]
   double* steps = nullptr;  // [batch, step_count, 2] or null: t and next of the accepted steps
   int64_t* running = nullptr;
-  const int64_t* home = nullptr;   // a place's sample, or null: itself
-  const double* times = nullptr;   // [row_count]
-  const double* table = nullptr;   // method_record
-  double* partial = nullptr;       // [places, chunks of a sample, 2]
+  const int64_t* home = nullptr;  // a place's sample, or null: itself
+  bool k_by_place = false;        // k is [places, slots, sample]
+  const double* times = nullptr;  // [row_count]
+  const double* table = nullptr;  // method_record
+  double* partial = nullptr;      // [places, chunks of a sample, 2]
 };
 
 struct Method {
@@ -110,8 +112,8 @@ struct AdaptiveControl {
   double norm;  // elements that count
   double* clock;
   int64_t* counts;
-  double* step;          // where an accepted step is noted, or null
-  double stage_time;     // of the next evaluation
+  double* step;       // where an accepted step is noted, or null
+  double stage_time;  // of the next evaluation
   int64_t action = 0;
 
   PFC_HD AdaptiveControl(const AdaptiveArgs& args, int64_t sample)

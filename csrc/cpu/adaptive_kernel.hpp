@@ -54,7 +54,7 @@ struct AdaptivePart {
     };
     at = sample * a.sample + first;
     place = at_place * a.sample + first;
-    k = static_cast<S*>(a.k) + sample * a.slots * a.sample + first;
+    k = static_cast<S*>(a.k) + (a.k_by_place ? at_place : sample) * a.slots * a.sample + first;
     x = static_cast<S*>(a.x) + at;
     y = static_cast<S*>(a.y) + place;
     clock = a.clock + sample * clock_record::kWidth;

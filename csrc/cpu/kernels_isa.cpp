@@ -11,8 +11,17 @@
 #define PFC_JOIN(a, b) PFC_JOIN2(a, b)
 
 namespace pfc::cpu {
+extern const EngineKernels PFC_JOIN(kEngine_, PFC_ISA);
 extern const Kernels PFC_JOIN(kKernels_, PFC_ISA);
-const Kernels PFC_JOIN(kKernels_, PFC_ISA){PFC_STRING(PFC_ISA), &combine,      &normals,
-                                           &guide_partial,      &guide_finish, &interpolate,
- &adaptive, &adaptive_sums, &adaptive_control, &adaptive_apply};
+const Kernels PFC_JOIN(kKernels_, PFC_ISA){PFC_STRING(PFC_ISA),
+                                           &PFC_JOIN(kEngine_, PFC_ISA),
+                                           &combine,
+                                           &normals,
+                                           &guide_partial,
+                                           &guide_finish,
+                                           &interpolate,
+                                           &adaptive,
+                                           &adaptive_sums,
+                                           &adaptive_control,
+                                           &adaptive_apply};
 }  // namespace pfc::cpu

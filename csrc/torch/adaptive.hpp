@@ -21,6 +21,14 @@ inline void check_numbers(const Tensor& tensor, const Place& place, ScalarType t
             shape_of(tensor), " of ", torch::headeronly::toString(tensor.scalar_type()));
 }
 
+// Room for the stages, and where rows may lie inside a step for what dense output needs.
+inline void check_slots(const double* table, int64_t slots, int64_t row_count) {
+  const Method method{table};
+  const bool dense = row_count > 2 && method.extra() > 0;
+  const int64_t least = method.stages() + 1 + (dense ? method.extra() + 1 : 0);
+  PFC_CHECK(slots >= least && slots < 256, "k has ", slots, " slots, the method needs ", least);
+}
+
 inline AdaptiveCall prepare_adaptive(const Tensor& f, Tensor& x, Tensor& y, OptionalTensor& inp, Tensor& t, Tensor& k,
                                      Tensor& clock, Tensor& counts, Tensor& rows, Tensor& running, Tensor& partial,
                                      OptionalTensor& steps, const OptionalTensor& home, const Tensor& times,
@@ -59,8 +67,8 @@ inline AdaptiveCall prepare_adaptive(const Tensor& f, Tensor& x, Tensor& y, Opti
   check_numbers(partial, place, ScalarType::Double, 2 * args.places * guide_chunks(args.sample), "partial");
   check_numbers(t, place, t.scalar_type(), args.places, "t");
   args.t_dtype = dtype_of(t, "t");
-  PFC_CHECK(norm_elements >= 0 && norm_elements <= args.sample, "norm_elements is ", norm_elements,
-            ", a sample has ", args.sample);
+  PFC_CHECK(norm_elements >= 0 && norm_elements <= args.sample, "norm_elements is ", norm_elements, ", a sample has ",
+            args.sample);
   args.norm = norm_elements;
   args.max_nfe = max_nfe;
   args.sign = sign;
@@ -94,6 +102,7 @@ inline AdaptiveCall prepare_adaptive(const Tensor& f, Tensor& x, Tensor& y, Opti
   }
   args.times = static_cast<const double*>(times.const_data_ptr());
   args.table = static_cast<const double*>(table.const_data_ptr());
+  if (table.is_cpu()) check_slots(args.table, args.slots, args.row_count);
   return call;
 }
 

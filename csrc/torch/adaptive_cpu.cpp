@@ -37,7 +37,10 @@ void adaptive_(Tensor f, Tensor x, Tensor y, OptionalTensor inp, Tensor t, Tenso
     return;
   }
   const int64_t grain = kGrainElements / args.sample;
-  in_parts(args.places, grain < 1 ? 1 : grain < kGrainSamples ? grain : kGrainSamples,
+  in_parts(args.places,
+           grain < 1               ? 1
+           : grain < kGrainSamples ? grain
+                                   : kGrainSamples,
            [&](int64_t begin, int64_t end) { kernels.adaptive(args, begin, end); });
 }
 

@@ -1,13 +1,27 @@
 """The torch operators: for each, its signature and checks, docstring, fake kernel and gradient. The compiled kernels are in
-``csrc/``; ``_plain.py`` has the PyTorch versions that run where there are none."""
+``csrc/``; ``_plain*.py`` have the PyTorch versions that run where there are none."""
 
-from . import _plain, adaptive
+from . import _plain, _plain_engine
+from . import adaptive as adaptive
 from .combine import combine, combine_
 from .guide import combine_mixed_, guide_
 from .interpolate import Interpolated, interpolate
+from .network import network
 from .randn import randn
+from .trajectory import trajectory
 
-__all__ = ["Interpolated", "combine", "combine_", "combine_mixed_", "guide_", "interpolate", "randn"]
+__all__ = [
+    "Interpolated",
+    "combine",
+    "combine_",
+    "combine_mixed_",
+    "guide_",
+    "interpolate",
+    "network",
+    "randn",
+    "trajectory",
+]
 
 # Last, for the schemas above.
 _plain.register()
+_plain_engine.register()

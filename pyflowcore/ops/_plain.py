@@ -25,7 +25,8 @@ def _say(tensor: Tensor, operator: str) -> None:
         return
     _said.add(kind)
     backend = {"cpu": _library.cpu, "cuda": _library.cuda}.get(kind)
-    why = backend.reason if backend is not None else "there are no compiled kernels for this device"
+    why = "there are no compiled kernels of it for this device"
+    why = backend.reason or why if backend is not None else why
     warnings.warn(
         f"pyflowcore: {operator} runs in plain PyTorch on '{kind}': {why}.",
         _library.PyflowcoreWarning,

@@ -71,6 +71,18 @@ def over(a: Tensor, number: float) -> Tensor:
     return a / torch.full_like(a, number)
 
 
+def dense_weight(table: list[list[float]], facts: list[int], j: int, theta: Tensor) -> Tensor:
+    """The weight of h k_j in the state at t + theta h, less x."""
+    last, other = facts[STAGES], 1.0 - theta
+    b, start, end = table[POINT + last][j], float(j == 0), float(j == last)
+    w = torch.zeros_like(theta)
+    for d in reversed(range(facts[DENSE_ROWS])):
+        w = (w + table[DENSE + d][j]) * (theta if (3 + d) % 2 == 0 else other)
+    w = (w + (2.0 * b - (start + end))) * theta
+    w = (w + (start - b)) * other
+    return (w + b) * theta
+
+
 @dataclass
 class _Call:
     """What all phases of one call share."""
@@ -286,18 +298,10 @@ class _Call:
 
     def dense(self, samples: Tensor, theta: Tensor) -> Tensor:
         """h sum_j w_j(theta) k_j: the state inside a step, less x. Hermite's cubic polynomial, and what the method adds."""
-        last, rows = self.facts[STAGES], self.facts[DENSE_ROWS]
-        h, other = self.column("h", samples), 1.0 - theta
+        last, h = self.facts[STAGES], self.column("h", samples)
         total = torch.zeros_like(self.x[samples])
         for j in range(last + 1 + self.facts[EXTRA]):
-            b = self.table[POINT + last][j]
-            start, end = float(j == 0), float(j == last)
-            w = torch.zeros_like(theta)
-            for d in reversed(range(rows)):
-                w = (w + self.table[DENSE + d][j]) * (theta if (3 + d) % 2 == 0 else other)
-            w = (w + (2.0 * b - (start + end))) * theta
-            w = (w + (start - b)) * other
-            w = (w + b) * theta
+            w = dense_weight(self.table, self.facts, j, theta)
             term = (h * w).to(total.dtype)[:, None] * self.k[samples, j]
             total = torch.where((w == 0.0)[:, None], total, total + term)
         return total
@@ -306,12 +310,13 @@ class _Call:
         samples = self.home[places]
         self.put(samples, nfe=self.column("nfe", samples) + 1)
         stages, extra = self.facts[STAGES], self.facts[EXTRA]
+        if phase > 0:
+            self.k[samples, phase] = self.f[places]
         if phase == 0:
-            return self.first(places, samples)
-        if phase == PROBE:
-            return self.probe(places, samples)
-        self.k[samples, phase] = self.f[places]
-        if phase == self.facts[DECIDES]:
+            self.first(places, samples)
+        elif phase == PROBE:
+            self.probe(places, samples)
+        elif phase == self.facts[DECIDES]:
             self.decide(places, samples)
         elif phase == stages:
             self.arrived(places, samples)

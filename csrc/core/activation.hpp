@@ -1,0 +1,325 @@
+// The activations of core/network.hpp and their slopes, within 2 ulp everywhere.
+//
+// V is what is computed on: a float, a double, or a compiler's vector of them. M gives M::fma(a, b, c) = a b + c, fused or
+// not: results may differ in their last bits between two instruction sets, never between two calls on one. SiLU and sigmoid
+// of float32 are computed in float32; the others in float64 (`Wide`), which leaves them little more than the last rounding;
+// those of float64 by the C library (`exact`), in long double where float64 would cancel.
+//
+// Polynomials: Chebyshev interpolation of the reduced functions in 50 digits, coefficients then rounded, as in
+// exact_math.hpp. nan stays nan; at infinity a function has its limit, so that silu(-inf) is 0.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "exact_math.hpp"
+#include "network.hpp"
+
+namespace pfc::activation {
+
+// f(z) and f'(z); the slope is 0 where it is not asked for.
+template <class V>
+struct Answer {
+  V value, slope;
+};
+
+// The integers of a float's or a double's width: for vectors, what a comparison gives.
+template <class V>
+struct BitsOf {
+  using type = decltype(V{} < V{});
+};
+template <>
+struct BitsOf<float> {
+  using type = int32_t;
+};
+template <>
+struct BitsOf<double> {
+  using type = int64_t;
+};
+
+template <class V, class C>
+PFC_HD V splat(C c) {
+  return V{} + c;
+}
+
+inline constexpr float kSELUScale32 = 1.05070098735548049342f;
+inline constexpr double kSELUScale = 1.05070098735548049342, kSELUAlpha = 1.67326324235437728482;
+inline constexpr double kGELULinear =
+    0x1.9884533d43651p+0;  // 2 sqrt(2 / pi); gelu_tanh is z sigmoid(kGELULinear (z + ..))
+inline constexpr double kGELUCubic = 0.044715;
+inline constexpr double kNormalDensity = 0x1.9884533d43651p-2;  // 1 / sqrt(2 pi)
+inline constexpr double kSoftplusThreshold = 20.0;
+
+// ------------------------------------------------------------------------------------------- float32, in float32
+
+// e^x = p 2^n for x in [-200, 0]: p in [0.7, 1.42], n as the low bits of `shifted`.
+template <class V>
+struct Power32 {
+  V p, shifted;
+};
+
+inline constexpr float kShift32 = 12582912.0f;  // 1.5 2^23: adding it rounds to a whole number
+
+template <class M, class V>
+PFC_HD Power32<V> exp_parts(V x) {
+  const V shifted = M::fma(x, splat<V>(1.44269504f), splat<V>(kShift32));
+  const V n = shifted - kShift32;
+  // ln 2 in two parts: the first has 12 bits, so n times it is exact.
+  V r = M::fma(n, splat<V>(-0.693115234375f), x);
+  r = M::fma(n, splat<V>(-3.194618329871446e-05f), r);
+  V p = splat<V>(0.0013926184f);
+  p = M::fma(p, r, splat<V>(0.008363179f));
+  p = M::fma(p, r, splat<V>(0.041666556f));
+  p = M::fma(p, r, splat<V>(0.16666576f));
+  p = M::fma(p, r, splat<V>(0.5f));
+  p = M::fma(p, r, splat<V>(1.0f));
+  return {M::fma(p, r, splat<V>(1.0f)), shifted};
+}
+
+// x 2^n, in two factors: the second alone may make it subnormal.
+template <class V>
+PFC_HD V scale_by_power(V x, V shifted) {
+  using I = typename BitsOf<V>::type;
+  const I n = exact::bit_cast<I>(shifted) - exact::bit_cast<int32_t>(kShift32);
+  const I half = n >> 1;
+  const V first = exact::bit_cast<V>((half + 127) << 23), second = exact::bit_cast<V>((n - half + 127) << 23);
+  return (x * first) * second;
+}
+
+// -|z|, no less than -128: there every function below has reached its limit.
+template <class V>
+PFC_HD V negative_magnitude(V z) {
+  using I = typename BitsOf<V>::type;
+  const V x = exact::bit_cast<V>(exact::bit_cast<I>(z) | (I{} + INT32_MIN));
+  return x < -128.0f ? splat<V>(-128.0f) : x;
+}
+
+// With e = e^-|z|: sigmoid is 1/(1+e) on the right and e/(1+e) on the left, whose power of two comes last, so that nothing
+// is lost where e itself is subnormal.
+template <class M, bool kSlope, class V>
+PFC_HD Answer<V> silu(V z) {
+  const V x = negative_magnitude(z);
+  const Power32<V> power = exp_parts<M>(x);
+  const V d = M::scale(power.p, power.shifted) + 1.0f;
+  const V quotient = (z < 0.0f ? x * power.p : z) / d;
+  const V value = z < 0.0f ? M::scale(quotient, power.shifted) : quotient;
+  if constexpr (!kSlope) return {value, V{}};
+  const V large = 1.0f / d;
+  const V small = M::scale(power.p / d, power.shifted);
+  const V here = z < 0.0f ? small : large, there = z < 0.0f ? large : small;
+  return {value, M::fma(value, there, here)};
+}
+
+template <class M, bool kSlope, class V>
+PFC_HD Answer<V> sigmoid(V z) {
+  const Power32<V> power = exp_parts<M>(negative_magnitude(z));
+  const V d = M::scale(power.p, power.shifted) + 1.0f;
+  const V quotient = (z < 0.0f ? power.p : splat<V>(1.0f)) / d;
+  // nan is neither side's, and must come back.
+  const V value = z < 0.0f ? M::scale(quotient, power.shifted) : quotient;
+  if constexpr (!kSlope) return {value, V{}};
+  return {value, M::scale(power.p / d, power.shifted) / d};
+}
+
+// ------------------------------------------------------------------------------------------- float32, in float64
+
+// Below 2^-29 for x in [-700, 700]: e^x = power (1 + m).
+template <class V>
+struct Power64 {
+  V m, power;
+};
+
+template <class M, class V>
+PFC_HD Power64<V> exp_wide(V x) {
+  using I = typename BitsOf<V>::type;
+  constexpr double kShift = 6755399441055744.0;  // 1.5 2^52
+  const V shifted = M::fma(x, splat<V>(0x1.71547652b82fep+0), splat<V>(kShift));
+  const V n = shifted - kShift;
+  const V r = M::fma(n, splat<V>(-0x1.62e42fefa39efp-1), x);
+  V p = splat<V>(0x1.a124f19fe89acp-13);
+  p = M::fma(p, r, splat<V>(0x1.6d43246b523b4p-10));
+  p = M::fma(p, r, splat<V>(0x1.1110e0f238322p-7));
+  p = M::fma(p, r, splat<V>(0x1.5554e9063586ep-5));
+  p = M::fma(p, r, splat<V>(0x1.5555555a78ed4p-3));
+  p = M::fma(p, r, splat<V>(0x1.0000000b9129bp-1));
+  // The shift's own low bits are zero: n is all that is left after shifting the rest out.
+  const V power = exact::bit_cast<V>((exact::bit_cast<I>(shifted) << 52) + (I{} + (int64_t{1023} << 52)));
+  return {M::fma(r * r, p, r), power};
+}
+
+template <class M, class V>
+PFC_HD V exp_of(V x) {
+  const Power64<V> e = exp_wide<M>(x);
+  return M::fma(e.power, e.m, e.power);
+}
+
+template <class M, class V>
+PFC_HD V expm1_of(V x) {
+  const Power64<V> e = exp_wide<M>(x);
+  return M::fma(e.power, e.m, e.power - 1.0);
+}
+
+template <class V>
+PFC_HD V at_least(V z, double low) {
+  return z < low ? splat<V>(low) : z;
+}
+
+template <class V>
+PFC_HD V at_most(V z, double high) {
+  return z > high ? splat<V>(high) : z;
+}
+
+template <class V>
+PFC_HD V magnitude(V z) {
+  return z < 0.0 ? -z : z;
+}
+
+template <class M, bool kSlope>
+struct Wide {
+  // z Phi(z). The upper tail is e^(-a^2/2) r P(r - c), with r = 1/(a + 3) and a = |z|; beyond 14.6 nothing is left of it.
+  template <class V>
+  PFC_HD static Answer<V> gelu(V given) {
+    const V z = at_least(given, -14.6);
+    const V a = at_most(magnitude(z), 14.6);
+    const V r = 1.0 / (a + 3.0);
+    const V s = r - 0x1.8f83e0f83e0f8p-3;
+    V p = splat<V>(0x1.a2a07614e356ap+11);
+    p = M::fma(p, s, splat<V>(-0x1.86a73f10156d1p+8));
+    p = M::fma(p, s, splat<V>(-0x1.3c2de019c79bep+9));
+    p = M::fma(p, s, splat<V>(0x1.4cc1fb68017c1p+7));
+    p = M::fma(p, s, splat<V>(0x1.77cb3ab927757p+6));
+    p = M::fma(p, s, splat<V>(-0x1.4e2425d32b37fp+5));
+    p = M::fma(p, s, splat<V>(-0x1.477e3c19a5f62p+4));
+    p = M::fma(p, s, splat<V>(0x1.084623219814ep+3));
+    p = M::fma(p, s, splat<V>(0x1.22578cb1beac9p+3));
+    p = M::fma(p, s, splat<V>(0x1.c65f687cb8a86p+1));
+    p = M::fma(p, s, splat<V>(0x1.a5473919fed20p-1));
+    const V density = exp_of<M>(a * a * -0.5);
+    const V tail = density * (r * p);
+    const V phi = z < 0.0 ? tail : 1.0 - tail;
+    if constexpr (!kSlope) return {z * phi, V{}};
+    return {z * phi, M::fma(z * density, splat<V>(kNormalDensity), phi)};
+  }
+
+  // z sigmoid(w), w = 2 sqrt(2/pi) (z + 0.044715 z^3).
+  template <class V>
+  PFC_HD static Answer<V> gelu_tanh(V given) {
+    const V z = at_least(given, -100.0);
+    const V square = z * z;
+    V w = z * M::fma(square, splat<V>(kGELULinear * kGELUCubic), splat<V>(kGELULinear));
+    w = at_most(at_least(w, -700.0), 700.0);
+    const V e = exp_of<M>(z < 0.0 ? w : -w);
+    const V d = 1.0 / (1.0 + e);
+    const V here = (z < 0.0 ? e : splat<V>(1.0)) * d;
+    if constexpr (!kSlope) return {z * here, V{}};
+    // Where z^3 leaves float64 its product with the vanished e does not matter.
+    const V bounded = at_most(z, 100.0);
+    const V bend = M::fma(bounded * bounded, splat<V>(3.0 * kGELULinear * kGELUCubic), splat<V>(kGELULinear));
+    return {z * here, M::fma(bounded * bend, e * d * d, here)};
+  }
+
+  // tanh of a >= 0 is -m / (2 + m) with m = e^(-2 a) - 1.
+  template <class V>
+  PFC_HD static Answer<V> tanh(V z) {
+    const V m = expm1_of<M>(at_least(-2.0 * magnitude(z), -100.0));
+    const V d = 1.0 / (2.0 + m);
+    const V value = m * d;
+    if constexpr (!kSlope) return {z < 0.0 ? value : -value, V{}};
+    return {z < 0.0 ? value : -value, 4.0 * (1.0 + m) * d * d};
+  }
+
+  template <class V>
+  PFC_HD static Answer<V> elu(V z, double alpha) {
+    const V m = expm1_of<M>(at_most(at_least(z, -100.0), 0.0));
+    const V value = z > 0.0 ? z : alpha * m;
+    if constexpr (!kSlope) return {value, V{}};
+    return {value, z > 0.0 ? splat<V>(1.0) : exp_of<M>(at_most(at_least(z, -700.0), 0.0)) * alpha};
+  }
+
+  template <class V>
+  PFC_HD static Answer<V> selu(V z) {
+    const Answer<V> inner = elu(z, kSELUAlpha);
+    return {kSELUScale * inner.value, kSELUScale * inner.slope};
+  }
+
+  // log(1 + e^x) / beta with x = beta z: max(x, 0) + log(1 + e), e = e^-|x|, and log(1 + e) = 2 artanh(e / (2 + e)).
+  template <class V>
+  PFC_HD static Answer<V> softplus(V z, double beta) {
+    const V x = beta * z;
+    const V e = exp_of<M>(at_least(-magnitude(x), -700.0));
+    const V s = e / (2.0 + e);
+    const V w = s * s;
+    V p = splat<V>(0x1.dba25f0718ee6p-4);
+    p = M::fma(p, w, splat<V>(0x1.bc8cf8ddd5876p-4));
+    p = M::fma(p, w, splat<V>(0x1.24c926a40acd3p-3));
+    p = M::fma(p, w, splat<V>(0x1.9998d485cf47ep-3));
+    p = M::fma(p, w, splat<V>(0x1.5555558d7fe22p-2));
+    const V log1p = 2.0 * M::fma(s * w, p, s);
+    const V value = x > kSoftplusThreshold ? z : ((x > 0.0 ? x : V{}) + log1p) / beta;
+    if constexpr (!kSlope) return {value, V{}};
+    const V sigmoid = (x < 0.0 ? e : splat<V>(1.0)) / (1.0 + e);
+    return {value, x > kSoftplusThreshold ? splat<V>(1.0) : sigmoid};
+  }
+};
+
+// ------------------------------------------------------------------------------------------- float64, on the host
+
+#if !defined(__CUDACC__)
+// One number at a time: float64 is for checks, and the C library's functions are within an ulp.
+PFC_HD Answer<double> exact_answer(Activation kind, double parameter, double z) {
+  const double e = __builtin_exp(-__builtin_fabs(z));
+  switch (kind) {
+    case Activation::kSiLU: {
+      const bool left = z < 0.0;
+      const double large = 1.0 / (1.0 + e), small = e / (1.0 + e);
+      double value = z / (1.0 + e);
+      // e^z in two factors: alone it may be subnormal.
+      if (left) {
+        const double half = __builtin_exp(0.5 * z);
+        value = z > -1400.0 ? (z > -700.0 ? z * e / (1.0 + e) : z * half * half) : -0.0;
+      }
+      return {value, left ? small + value * large : large + value * small};
+    }
+    case Activation::kSigmoid: return {(z < 0.0 ? e : z - z + 1.0) / (1.0 + e), e / (1.0 + e) / (1.0 + e)};
+    case Activation::kGELU: {
+      if (z < -40.0) return {-0.0, 0.0};
+      const long double wide = z;
+      const long double phi = 0.5L * __builtin_erfcl(wide * -0.707106781186547524400844362104849039L);
+      const long double density = __builtin_expl(-0.5L * wide * wide) * 0.398942280401432677939946059934381868L;
+      return {static_cast<double>(wide * phi), static_cast<double>(phi + (z > 40.0 ? 0.0L : wide * density))};
+    }
+    case Activation::kGELUTanh: {
+      if (z < -100.0) return {-0.0, 0.0};
+      const long double wide = z, bounded = z > 100.0 ? 100.0L : wide;
+      const long double linear = 1.59576912160573071175978423973752747L, cubic = 0.044715L;
+      const long double w = __builtin_expl(-linear * (bounded + cubic * bounded * bounded * bounded));
+      const long double here = 1.0L / (1.0L + w), there = w / (1.0L + w);
+      const long double bend = linear * (1.0L + 3.0L * cubic * bounded * bounded);
+      return {static_cast<double>(wide * here), static_cast<double>(here + bounded * here * there * bend)};
+    }
+    case Activation::kTanh: {
+      const long double value = __builtin_tanhl(z), cosh = __builtin_coshl(z);
+      return {static_cast<double>(value), static_cast<double>(1.0L / (cosh * cosh))};
+    }
+    case Activation::kSELU:
+    case Activation::kELU: {
+      const bool scaled = kind == Activation::kSELU;
+      const long double factor = scaled ? 1.05070098735548049341933498529467L : 1.0L;
+      const long double alpha = scaled ? 1.67326324235437728481704297701811L : static_cast<long double>(parameter);
+      if (z > 0.0) return {static_cast<double>(factor * z), static_cast<double>(factor)};
+      return {static_cast<double>(factor * alpha * __builtin_expm1l(z)),
+              static_cast<double>(factor * alpha * __builtin_expl(z))};
+    }
+    case Activation::kSoftplus: {
+      const double x = parameter * z;
+      if (x > kSoftplusThreshold) return {z, 1.0};
+      const long double wide = static_cast<long double>(parameter) * z;
+      const long double power = __builtin_expl(wide);
+      return {static_cast<double>(__builtin_log1pl(power) / parameter), static_cast<double>(power / (1.0L + power))};
+    }
+    default: return {z, 1.0};
+  }
+}
+#endif
+
+}  // namespace pfc::activation

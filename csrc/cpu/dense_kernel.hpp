@@ -1,0 +1,155 @@
+// A layer on a tile of samples: z = start (+ add) + W h. Lanes are outputs, so that each output has one chain in order of k
+// (core/network.hpp) whatever the tile is: a block of samples by a few vectors of outputs stays in registers, and for each k
+// the weights' vectors are loaded once and multiplied by the samples' h_k, broadcast.
+#pragma once
+
+#include <utility>
+
+#include "activation.hpp"
+
+namespace pfc::cpu {
+namespace {
+
+// The block: samples by vectors of outputs. 24 sums of 32 registers with AVX-512, 12 of 16 with AVX2; without a fused
+// multiply-add the product needs a register as well.
+#if defined(__AVX512F__)
+inline constexpr int kBlockSamples = 6, kBlockVectors = 4;
+#elif defined(__AVX2__)
+inline constexpr int kBlockSamples = 6, kBlockVectors = 2;
+#else
+inline constexpr int kBlockSamples = 4, kBlockVectors = 2;
+#endif
+
+template <class S>
+inline constexpr int kVectorsInPanel = kPanel / Wide<S>::kLanes;
+
+// Products over at most so many k at a time: the weights of a block of outputs then stay in the first-level cache while all
+// samples of a tile pass. Sums rest in `out` in between, which keeps their bits.
+inline constexpr int kBlockInputs = 128;
+
+template <class S>
+struct Block {
+  const S* h;
+  int64_t h_stride;
+  int count;  // of k
+  const S* weights;
+  int64_t panel;  // elements between panels
+  const S* start;
+  int64_t start_stride;
+  const S* add;  // or null
+  int64_t add_stride;
+  S* out;
+  int64_t out_stride;
+};
+
+template <class S, int kSamples, int kVectors>
+__attribute__((noinline)) void multiply_block(const Block<S>& given) {
+  using V = Native<S>;
+  constexpr int kLanes = Wide<S>::kLanes, kPer = kVectorsInPanel<S>;
+  const Block<S> b = given;
+  V sum[kSamples][kVectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < kSamples; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) {
+      sum[i][j] = load_bytes<V>(b.start + i * b.start_stride + j * kLanes);
+      if (b.add) sum[i][j] = sum[i][j] + load_bytes<V>(b.add + i * b.add_stride + j * kLanes);
+    }
+  const S* row[kSamples];
+#pragma GCC unroll 8
+  for (int i = 0; i < kSamples; ++i) row[i] = b.h + i * b.h_stride;
+  const S* w = b.weights;
+  for (int k = 0; k < b.count; ++k, w += kPanel) {
+    V weight[kVectors];
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) weight[j] = load_bytes<V>(w + (j / kPer) * b.panel + (j % kPer) * kLanes);
+#pragma GCC unroll 8
+    for (int i = 0; i < kSamples; ++i) {
+      const V h = activation::splat<V>(row[i][k]);
+#pragma GCC unroll 8
+      for (int j = 0; j < kVectors; ++j) sum[i][j] = Math::fma(weight[j], h, sum[i][j]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kSamples; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) store_bytes(b.out + i * b.out_stride + j * kLanes, sum[i][j], false);
+}
+
+template <class S>
+using MultiplyBlock = void (*)(const Block<S>&);
+
+// [samples - 1][vectors - 1]
+template <class S>
+struct BlockTable {
+  MultiplyBlock<S> at[kBlockSamples][kBlockVectors];
+
+  template <int... kAll>
+  static constexpr BlockTable make(std::integer_sequence<int, kAll...>) {
+    BlockTable table{};
+    ((table.at[kAll / kBlockVectors][kAll % kBlockVectors] =
+          &multiply_block<S, kAll / kBlockVectors + 1, kAll % kBlockVectors + 1>),
+     ...);
+    return table;
+  }
+};
+template <class S>
+inline constexpr BlockTable<S> kBlocks =
+    BlockTable<S>::make(std::make_integer_sequence<int, kBlockSamples * kBlockVectors>{});
+
+// One product of a layer, or of one of layer 0's parts.
+template <class S>
+struct Dense {
+  const S* h;
+  int64_t h_stride;
+  int in, out;
+  const S* weights;
+  const S* start;
+  int64_t start_stride;
+  const S* add = nullptr;
+  int64_t add_stride = 0;
+  S* to = nullptr;
+  int64_t to_stride = 0;
+};
+
+// Runs `finish(sample, samples, element, elements)` on each block once its sums are whole, while they are in the cache.
+// Elements beyond `out`, up to a whole vector, are written and mean nothing.
+template <class S, class Finish>
+inline void multiply(const Dense<S>& d, int64_t n, const Finish& finish) {
+  constexpr int kLanes = Wide<S>::kLanes, kPer = kVectorsInPanel<S>;
+  const int64_t panel = static_cast<int64_t>(d.in) * kPanel;
+  const int vectors = (d.out + kLanes - 1) / kLanes;
+  const int64_t blocks = (n + kBlockSamples - 1) / kBlockSamples;
+  for (int v = 0; v < vectors; v += kBlockVectors) {
+    const int width = vectors - v < kBlockVectors ? vectors - v : kBlockVectors;
+    const int64_t element = static_cast<int64_t>(v) * kLanes;
+    int k = 0;
+    do {
+      const int count = d.in - k < kBlockInputs ? d.in - k : kBlockInputs;
+      const bool first = k == 0, last = k + count == d.in;
+      Block<S> block;
+      block.count = count;
+      block.panel = panel;
+      block.weights = d.weights + (v / kPer) * panel + (v % kPer) * kLanes + static_cast<int64_t>(k) * kPanel;
+      block.h_stride = d.h_stride;
+      block.out_stride = d.to_stride;
+      block.start_stride = first ? d.start_stride : d.to_stride;
+      block.add_stride = d.add_stride;
+      // Blocks of nearly equal numbers of samples.
+      for (int64_t b = 0, i = 0; b < blocks; ++b) {
+        const int64_t samples = (n - i) / (blocks - b);
+        block.h = d.h + i * d.h_stride + k;
+        block.out = d.to + i * d.to_stride + element;
+        block.start = first ? d.start + i * d.start_stride + element : block.out;
+        block.add = first && d.add ? d.add + i * d.add_stride + element : nullptr;
+        kBlocks<S>.at[samples - 1][width - 1](block);
+        if (last) finish(i, samples, element, static_cast<int64_t>(width) * kLanes);
+        i += samples;
+      }
+      k += count;
+    } while (k < d.in);
+  }
+}
+
+}  // namespace
+}  // namespace pfc::cpu

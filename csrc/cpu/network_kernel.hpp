@@ -1,0 +1,217 @@
+// The network on a tile of samples. NetworkTile is what every engine builds on: fixed steps, adaptive steps and divergences
+// call evaluate() on a tile of their own choosing, with layer 0's share of the times and of the conditions made before.
+//
+//   NetworkTile<S> tile(network, most samples, memory);   // bytes(network, most samples) of memory, 64-byte aligned
+//   tile.time_prefix(t, count, prefix);                   // b + W_t f(t), a row of tile.width0() each; to be shared
+//   tile.condition_prefix(c, n, prefix);                  // 0 + W_c c, once for each sample and trajectory
+//   tile.evaluate(x, n, {prefix, stride 0 or width0()}, {prefix, width0()} or {}, out);
+//
+// A sample's result has one chain of sums for each output and depends on nothing but its own x, t and c.
+#pragma once
+
+#include "dense_kernel.hpp"
+#include "time_features.hpp"
+
+namespace pfc::cpu {
+namespace {
+
+PFC_INLINE int64_t padded_to_panel(int64_t count) { return (count + kPanel - 1) / kPanel * kPanel; }
+
+// Rows of a prefix: `stride` elements apart, 0 if all samples share one; null for none.
+template <class S>
+struct Prefix {
+  const S* rows = nullptr;
+  int64_t stride = 0;
+};
+
+template <class S>
+class NetworkTile {
+ public:
+  // What a tile of that many samples needs.
+  static PFC_INLINE int64_t bytes(const Network& net, int64_t samples) {
+    return sizeof(S) * (kPanel * 32 + kBuffers * samples * buffer_stride(net) +
+                        feature_rows(samples) * padded_to_panel(net.feature_count)) +
+           sizeof(double) * padded_to_panel(FeatureColumns::doubles(net.feature_count));
+  }
+
+  PFC_INLINE NetworkTile(const Network& net, int64_t samples, void* memory) : net_(net), samples_(samples) {
+    char* at = static_cast<char*>(memory);
+    zeros_ = take<S>(at, kPanel * 32);
+    for (int i = 0; i < kPanel * 32; ++i) zeros_[i] = S(0);
+    stride_ = buffer_stride(net);
+    for (S*& buffer : buffer_) buffer = take<S>(at, samples * stride_);
+    feature_stride_ = padded_to_panel(net.feature_count);
+    features_ = take<S>(at, feature_rows(samples) * feature_stride_);
+    columns_ = feature_columns(net, take<double>(at, padded_to_panel(FeatureColumns::doubles(net.feature_count))));
+    place_buffers();
+  }
+
+  PFC_INLINE int64_t width0() const { return padded_to_panel(net_.layer[0].out); }
+
+  // t(i) gives the i-th of `count` times, float64.
+  template <class Times>
+  inline void time_prefix(const Times& t, int64_t count, S* prefix) const {
+    const Layer& layer = net_.layer[0];
+    for (int64_t i = 0; i < count; i += feature_rows(samples_)) {
+      const int64_t rows = count - i < feature_rows(samples_) ? count - i : feature_rows(samples_);
+      for (int64_t r = 0; r < rows; ++r) time_features(columns_, t(i + r), features_ + r * feature_stride_);
+      Dense<S> d{features_,
+                 feature_stride_,
+                 net_.feature_count,
+                 layer.out,
+                 params() + net_.time_weights(),
+                 params() + layer.bias,
+                 0};
+      d.to = prefix + i * width0();
+      d.to_stride = width0();
+      multiply(d, rows, [](int64_t, int64_t, int64_t, int64_t) {});
+    }
+  }
+
+  inline void condition_prefix(const S* c, int64_t n, S* prefix) const {
+    Dense<S> d{
+        c, net_.condition_count, net_.condition_count, net_.layer[0].out, params() + net_.condition_weights(), zeros_,
+        0};
+    d.to = prefix;
+    d.to_stride = width0();
+    multiply(d, n, [](int64_t, int64_t, int64_t, int64_t) {});
+  }
+
+  // x [n][dim], out [n][dim]; out may be x.
+  inline void evaluate(const S* x, int64_t n, Prefix<S> time, Prefix<S> condition, S* out) const {
+    for (int l = 0; l < net_.layers; ++l) {
+      const Layer& layer = net_.layer[l];
+      S* to = buffer_[to_[l]];
+      Dense<S> d{l ? buffer_[to_[l - 1]] : x,
+                 l ? stride_ : net_.dim,
+                 l ? layer.in : net_.dim,
+                 layer.out,
+                 params() + (l ? layer.weights : net_.x_weights()),
+                 l ? params() + layer.bias : time.rows,
+                 l ? 0 : time.stride};
+      if (l == 0) {
+        d.add = condition.rows;
+        d.add_stride = condition.stride;
+      }
+      d.to = to;
+      d.to_stride = stride_;
+      const S* residual = layer.residual > 0 ? buffer_[to_[layer.residual - 1]] : nullptr;
+      multiply(d, n, [&](int64_t sample, int64_t samples, int64_t element, int64_t elements) {
+        finish(layer, residual, sample * stride_ + element, samples, elements, to);
+      });
+    }
+    const S* last = buffer_[to_[net_.layers - 1]];
+    for (int64_t i = 0; i < n; ++i)
+      __builtin_memcpy(out + i * net_.dim, last + i * stride_, sizeof(S) * static_cast<std::size_t>(net_.dim));
+  }
+
+ private:
+  // A layer's input, its output, and the one input that may be waiting to be added.
+  static constexpr int kBuffers = 3;
+
+  // Rows are a cache line longer than their contents: rows of a power of two would share few sets of the cache.
+  static PFC_INLINE int64_t buffer_stride(const Network& net) {
+    int64_t widest = 0;
+    for (int l = 0; l < net.layers; ++l) widest = net.layer[l].out > widest ? net.layer[l].out : widest;
+    return padded_to_panel(widest) + kPanel;
+  }
+  static PFC_INLINE int64_t feature_rows(int64_t samples) { return samples < 48 ? 48 : samples; }
+
+  template <class T>
+  static PFC_INLINE T* take(char*& at, int64_t count) {
+    T* here = reinterpret_cast<T*>(at);
+    at += sizeof(T) * count;
+    return here;
+  }
+
+  PFC_INLINE const S* params() const { return static_cast<const S*>(net_.params); }
+
+  // Which buffer each layer writes: neither its input's nor one that is still to be added.
+  PFC_INLINE void place_buffers() {
+    for (int l = 0; l < net_.layers; ++l) {
+      bool taken[kBuffers] = {};
+      if (l > 0) taken[to_[l - 1]] = true;
+      for (int m = l; m < net_.layers; ++m)
+        if (net_.layer[m].residual > 0 && net_.layer[m].residual <= l) taken[to_[net_.layer[m].residual - 1]] = true;
+      to_[l] = !taken[0] ? 0 : !taken[1] ? 1 : 2;
+    }
+  }
+
+  PFC_INLINE void finish(const Layer& layer, const S* residual, int64_t at, int64_t rows, int64_t count, S* to) const {
+    if (layer.activation != Activation::kIdentity)
+      activate_rows(layer.activation, layer.parameter, to + at, rows, count, stride_);
+    if (residual) {
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < count; j += Wide<S>::kLanes) {
+          S* z = to + at + i * stride_ + j;
+          store_bytes(z, load_bytes<Native<S>>(z) + load_bytes<Native<S>>(residual + at + i * stride_ + j), false);
+        }
+    }
+    if (layer.after != Activation::kIdentity)
+      activate_rows(layer.after, layer.after_parameter, to + at, rows, count, stride_);
+  }
+
+  const Network& net_;
+  int64_t samples_, stride_, feature_stride_;
+  S* zeros_;
+  S* buffer_[kBuffers];
+  S* features_;
+  FeatureColumns columns_;
+  int to_[kMaxLayers];
+};
+
+// Samples of a tile: enough that the weights, read once for each tile and layer, cost little beside the arithmetic, and few
+// enough that the activations stay in the second-level cache.
+template <class S>
+PFC_INLINE int64_t tile_samples(const Network& net, int64_t n) {
+  int64_t widest = net.dim;
+  for (int l = 0; l < net.layers; ++l) widest = net.layer[l].out > widest ? net.layer[l].out : widest;
+  constexpr int64_t kBytes = int64_t{160} << 10;
+  int64_t samples = kBytes / (3 * static_cast<int64_t>(sizeof(S)) * (padded_to_panel(widest) + kPanel));
+  samples = samples < 4 * kBlockSamples ? 4 * kBlockSamples : samples - samples % kBlockSamples;
+  samples = samples > 96 ? 96 : samples;
+  const int64_t tiles = (n + samples - 1) / samples;
+  return tiles > 1 ? samples : n;
+}
+
+template <class S>
+inline void network_range(const NetworkArgs& args, int64_t begin, int64_t end) {
+  const Network& net = args.network;
+  const int64_t most = tile_samples<S>(net, end - begin);
+  const int64_t width = padded_to_panel(net.layer[0].out);
+  const int64_t tile_bytes = NetworkTile<S>::bytes(net, most);
+  char* memory = static_cast<char*>(thread_scratch(tile_bytes + 2 * sizeof(S) * most * width));
+  const NetworkTile<S> tile(net, most, memory);
+  S* time = reinterpret_cast<S*>(memory + tile_bytes);
+  S* condition = time + most * width;
+  auto time_of = [&](int64_t i) {
+    return !args.t ? args.time : load_one<double>(args.t, args.t_dtype, args.shared_time ? 0 : i);
+  };
+  if (args.shared_time) tile.time_prefix(time_of, 1, time);
+  for (int64_t i = begin; i < end; i += most) {
+    const int64_t n = end - i < most ? end - i : most;
+    bool shared = args.shared_time;
+    if (!shared) {
+      // A batch of one time is common: its prefix is made once.
+      const double first = time_of(i);
+      shared = true;
+      for (int64_t k = 1; shared && k < n; ++k) shared = time_of(i + k) == first;
+      tile.time_prefix([&](int64_t k) { return time_of(i + k); }, shared ? 1 : n, time);
+    }
+    Prefix<S> conditions;
+    if (args.cond) {
+      tile.condition_prefix(static_cast<const S*>(args.cond) + i * net.condition_count, n, condition);
+      conditions = {condition, width};
+    }
+    tile.evaluate(static_cast<const S*>(args.x) + i * net.dim, n, {time, shared ? 0 : width}, conditions,
+                  static_cast<S*>(args.out) + i * net.dim);
+  }
+}
+
+inline void network(const NetworkArgs& args, int64_t begin, int64_t end) {
+  if (args.network.dtype == DType::kFloat64) return network_range<double>(args, begin, end);
+  network_range<float>(args, begin, end);
+}
+
+}  // namespace
+}  // namespace pfc::cpu

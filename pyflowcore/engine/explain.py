@@ -1,0 +1,188 @@
+"""explain(): what a call of a sampler runs, and on what; and why a call is not for the engine."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from .. import _library
+from ..branches import scales_of
+from ..calls import Call
+from .fused import Fused, is_fused
+
+__all__ = ["Explanation", "explain", "obstacles"]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a call runs; print it.
+
+    Attributes:
+        engine: "engine", one operator for the whole trajectory, or "loop", the field evaluated row by row.
+        operators: of torch.ops.pyflowcore, those that run.
+        device: type of the state's device; ``kernels``: what serves it: the CPU's instruction set, "CUDA" or "plain PyTorch".
+        dtype: of the state; ``precision``: "exact", "tf32" or "bf16", of the network's products.
+        rows, nfe: of the plan, and how many of its rows evaluate the field here.
+        branches: {branches: rows} of the evaluating rows.
+        parts: (what, where it runs).
+        reasons: why it is not the engine; empty if it is.
+    """
+
+    engine: str
+    operators: tuple[str, ...]
+    device: str
+    kernels: str
+    dtype: torch.dtype
+    precision: str
+    rows: int
+    nfe: int
+    branches: dict[int, int]
+    parts: tuple[tuple[str, str], ...]
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        def plural(count: int, word: str) -> str:
+            return f"{count} {word}{'' if count == 1 else 's'}"
+
+        taken = ", ".join(f"{plural(n, 'branch').replace('hs', 'hes')} in {plural(count, 'row')}"
+                          for n, count in sorted(self.branches.items()))  # fmt: skip
+        what = "one operator call for the whole trajectory" if self.engine == "engine" else "row by row"
+        lines = [
+            ("runs in", f"the {self.engine}: {what}"),
+            *(("because", reason) for reason in self.reasons),
+            ("operators", ", ".join(self.operators)),
+            ("state", f"{str(self.dtype).removeprefix('torch.')} on {self.device}, kernels: {self.kernels}"),
+            ("rows", f"{self.rows}, {plural(self.nfe, 'evaluation')} ({taken or 'none'})"),
+            *self.parts,
+        ]
+        width = max(len(name) for name, _ in lines)
+        return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+
+
+def obstacles(call: Call) -> tuple[str, ...]:
+    """Why a call runs in the loop; empty where the engine takes it. Nothing is looked at but the arguments."""
+
+    field, guidance = call.field, call.guidance
+    if not is_fused(field):
+        return (f"the field is {_named(field)}; the engine is for fields made by pfc.fuse",)
+    found = []
+    if torch.compiler.is_compiling():
+        found.append("torch.compile traces the loop")
+    for name, value in (("hook", call.hook), ("mask", call.mask), ("callback", call.callback)):
+        if value is not None:
+            found.append(f"{name} wants the state at the grid points, outside the operator")
+    if call.progress:
+        found.append("progress is shown step by step")
+    if call.begin.noise is not None:
+        found.append("noise is given; the engine draws from seeds")
+    if call.guided and guidance is not None:
+        if call.weak is not None:
+            found.append("guidance evaluates a second field")
+        if guidance.by_sample:
+            found.append("the weights of guidance depend on the samples")
+    dtype = _dtype(call)
+    if field.dtype not in (None, dtype):
+        found.append(f"the field's input is {field.dtype}, the state {dtype}")
+    if (why := _without_kernels(_device(call))) is not None:
+        found.append(why)
+    return tuple(found)
+
+
+def _without_kernels(kind: str) -> str | None:
+    backend = {"cpu": _library.cpu, "cuda": _library.cuda}.get(kind)
+    if backend is None:
+        return f"there are no compiled kernels for '{kind}'"
+    return None if backend.live else f"the compiled kernels for '{kind}' are off: {backend.reason}"
+
+
+def _device(call: Call) -> str:
+    """The type of the state's device."""
+    begin = call.begin
+    device = begin.device
+    if device is None:
+        given = begin.given() if begin.given() is not None else begin.seeds
+        device = given.device if isinstance(given, Tensor) else "cpu"
+    return device.type if isinstance(device, torch.device) else torch.device(device).type
+
+
+def _dtype(call: Call) -> torch.dtype:
+    """The state's."""
+    given = call.begin.given()
+    double = isinstance(given, Tensor) and given.dtype == torch.float64
+    return call.begin.dtype or (torch.float64 if double else torch.float32)
+
+
+def explain(call: Call) -> Explanation:
+    """Of a call that was read."""
+    reasons = obstacles(call)
+    kind, dtype, plan = _device(call), _dtype(call), call.plan
+    compiled = _without_kernels(kind) is None
+    kernels = {"cpu": str(_library.cpu_isa()), "cuda": "CUDA"}[kind] if compiled else "plain PyTorch"
+    counts, scales = scales_of(
+        plan.on(call.field.path, call.field.prediction), call.guidance, torch.empty(call.batch() or 0, dtype=dtype),
+        call.guided, call.guidance_scale, False, len(call.several),
+    )  # fmt: skip
+    taken = Counter(n for n, row in zip(counts, plan.facts, strict=True) if row.evaluates and n)
+    describe = _loop_parts if reasons else _engine_parts
+    operators, parts = describe(call, kernels, max(taken, default=1) > 1 and scales is not None)
+    precision = {"tf32": "tf32", "bfloat16": "bf16"}.get(getattr(call.field, "precision", ""), "exact")
+    return Explanation(
+        "loop" if reasons else "engine", operators, kind, kernels, dtype, precision, len(plan.facts), sum(taken.values()),
+        dict(taken), parts, reasons,
+    )  # fmt: skip
+
+
+_Parts = tuple[tuple[str, ...], tuple[tuple[str, str], ...]]
+
+
+def _engine_parts(call: Call, kernels: str, guided: bool) -> _Parts:
+    field = cast("Fused", call.field)
+    widths = [int(field.layers[0, 0]), *field.layers[:, 1].int().tolist()]
+    inside = f"inside trajectory ({kernels})"
+    parts = [
+        ("network", f"{inside}, {' -> '.join(map(str, widths))}, {field.precision}"),
+        ("time features", f"{inside}, {len(field.features)}, once a row"),
+        ("rows", f"{inside}, state and {call.plan.slots} slots"),
+    ]
+    if guided:
+        parts.append(("guidance", inside))
+    if call.plan.draws:
+        parts.append(("noise", f"{inside}, from seeds"))
+    if call.enable_grad:
+        parts.append(("gradient", "the module once more at every kept point, one row at a time"))
+    return ("trajectory",), tuple(parts)
+
+
+def _loop_parts(call: Call, kernels: str, guided: bool) -> _Parts:
+
+    fused = is_fused(call.field)
+    combine = "combine" if call.enable_grad else "combine_"
+    operators = [combine]
+    where = "the caller's, called for every evaluation"
+    if fused:
+        operators.append("network")
+        where = f"network ({kernels}), called for every evaluation"
+        if call.enable_grad:
+            where = "the module, called for every evaluation"
+    parts = [("network", where), ("rows", f"{combine} ({kernels}), state and {call.plan.slots} slots")]
+    if guided:
+        weighed = call.guidance is not None and call.guidance.by_sample
+        if weighed and not call.enable_grad:
+            operators += ["guide_", "combine_mixed_"]
+        parts.append(("guidance", f"guide_, combine_mixed_ ({kernels})" if weighed else f"inside {combine}"))
+    if call.plan.draws:
+        given = call.begin.noise is not None
+        parts.append(("noise", "given" if given else f"inside {combine}, from seeds"))
+    if call.enable_grad:
+        parts.append(("gradient", "autograd through every row; the field's activations are kept"))
+    return tuple(operators), tuple(parts)
+
+
+def _named(field: object) -> str:
+    net = getattr(field, "net", field)
+    name = type(net).__name__ if isinstance(net, torch.nn.Module) else getattr(net, "__name__", "")
+    return f"{name or type(net).__name__}, called as it is"

@@ -1,0 +1,106 @@
+"""How a module takes its inputs, found by trying; and fuse itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from ..models.mlp import MLP
+from .calling import Calling, style_of
+from .errors import CannotFuse, WantsLabels, WantsSize
+from .lowered import Lowered, check_structure, lowered
+
+__all__ = ["discover"]
+
+# Sizes of conditions to begin with, until a layer says what they are; the first is unlike others, so that nothing broadcasts.
+_GUESSES = (19, 1)
+_TRIES = 8
+
+
+def discover(
+    module: nn.Module,
+    inputs: Sequence[str],
+    sizes: Mapping[str, int],
+    labels: Sequence[str],
+    shape: Sequence[int] | None,
+    times: Tensor,
+) -> tuple[Calling, Lowered]:
+    """How the module is called, and its network."""
+    if isinstance(module, MLP):
+        return _of_mlp(module, inputs, times)
+    first = Calling(
+        tuple(inputs), _shape_of(module, sizes, shape), style_of(module, inputs), "batch",
+        tuple((name, sizes[name]) for name in inputs if name in sizes and name not in ("x", "t")), frozenset(labels),
+    )  # fmt: skip
+    guessed = {name for name in first.conditions if name not in sizes and name not in labels}
+    if shape is None and "x" not in sizes:
+        guessed.add("x")
+    ways = (
+        ("column",)
+        if first.style == "joined"
+        else ("batch", "column", "scalar")
+        if "t" in inputs
+        else ("batch",)
+    )
+    failures: list[CannotFuse] = []
+    for time in ways:
+        for guess in _GUESSES if guessed - {"x"} else (1,):
+            unknown = tuple((name, guess) for name in first.conditions if name in guessed)
+            calling = replace(first, time=time, sizes=first.sizes + unknown)
+            try:
+                return _settle(module, calling, guessed, times)
+            except CannotFuse as error:
+                failures.append(error)
+    # A part that cannot be fused says more than inputs of the wrong shape.
+    failures.sort(key=lambda error: isinstance(error.__cause__, Exception))
+    raise failures[0]
+
+
+def _settle(module: nn.Module, calling: Calling, guessed: set[str], times: Tensor) -> tuple[Calling, Lowered]:
+    """Tries a way of calling, with the sizes and labels that the layers turn out to want."""
+    for _ in range(_TRIES):
+        try:
+            found = lowered(module, calling, times, tuple(guessed))
+            check_structure(module, calling, times)
+            return calling, found
+        except WantsLabels as wanted:
+            guessed = guessed - {wanted.name}
+            calling = replace(calling, labels=calling.labels | {wanted.name})
+        except WantsSize as wanted:
+            if wanted.name == "x":
+                calling = replace(calling, shape=(wanted.size,))
+            else:
+                rest = {**dict(calling.sizes), wanted.name: wanted.size}
+                calling = replace(calling, sizes=tuple(rest.items()))
+            guessed = guessed - {wanted.name}
+    raise CannotFuse(
+        "the inputs", "their sizes do not follow from the layers: give sizes={...}", allowed=False
+    )
+
+
+def _shape_of(module: nn.Module, sizes: Mapping[str, int], shape: Sequence[int] | None) -> tuple[int, ...]:
+    """Of one x: as said, or a vector like the last linear layer's output."""
+    if shape is not None:
+        return tuple(shape)
+    if "x" in sizes:
+        return (sizes["x"],)
+    layers = [part for part in module.modules() if isinstance(part, nn.Linear)]
+    return (layers[-1].out_features if layers else 1,)
+
+
+def _of_mlp(module: MLP, inputs: Sequence[str], times: Tensor) -> tuple[Calling, Lowered]:
+    """models.MLP says everything itself; labels that are not given are its null class."""
+    own = [name for name, there in (("y", module.num_classes), ("c", module.cond_dim)) if there]
+    if unknown := [name for name in inputs if name not in ("x", "t", *own)]:
+        raise ValueError(
+            f"inputs has {', '.join(unknown)}, and this models.MLP takes x, t{''.join(f', {n}' for n in own)}"
+        )
+    calling = Calling(
+        ("x", "t", *own), module.shape, 2, "batch", (("c", module.cond_dim),) if module.cond_dim else (),
+        frozenset({"y"} if module.num_classes else ()), (("y", module.num_classes),) if module.num_classes else (),
+    )  # fmt: skip
+    found = lowered(module, calling, times)
+    check_structure(module, calling, times)
+    return calling, found

@@ -1,0 +1,154 @@
+"""Lowered: the network of a module with its present weights, checked against the module itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .. import network
+from .calling import Calling
+from .errors import CannotFuse
+from .lowering import Condition, lower
+from .tracing import InFloat64, double_copy, trace
+
+__all__ = ["Lowered", "check_structure", "lowered"]
+
+_POINTS = 16
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What a fused field runs on. Nothing in it changes but the cache, whose entries are built first and then put there.
+
+    Attributes:
+        network: layers, features and sizes; weights in float64.
+        conditions: what its conditions are made of, in their order.
+        layers, features: the network's tables, float64 on the CPU.
+        weights: the module's parameters and buffers as they were.
+    """
+
+    network: network.Network
+    conditions: tuple[Condition, ...]
+    layers: Tensor
+    features: Tensor
+    weights: dict[str, Tensor]
+    cache: dict[tuple[str, torch.dtype, str], Tensor] = field(default_factory=dict)
+
+    def params(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        key = ("params", dtype, str(device))
+        found = self.cache.get(key)
+        if found is None:
+            found = self.cache[key] = self.network.pack(dtype, device)
+        return found
+
+    def table(self, number: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The table of the condition of this number."""
+        key = (f"table {number}", dtype, str(device))
+        found = self.cache.get(key)
+        if found is None:
+            table = self.conditions[number].table
+            assert table is not None
+            found = self.cache[key] = table.to(device=device, dtype=dtype)
+        return found
+
+    def condition(self, given: dict[str, Tensor], dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """[B, C] from conditions [B, size] and labels [B]."""
+        if not self.conditions:
+            return None
+        parts = []
+        for number, block in enumerate(self.conditions):
+            value = given[block.name]
+            if block.table is not None:
+                parts.append(self.table(number, dtype, device)[value.to(device)])
+            else:
+                parts.append(value.to(device=device, dtype=dtype))
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0].contiguous()
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of the parameters and buffers."""
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {name: tensor.detach().clone() for name, tensor in named}
+
+
+def lowered(module: nn.Module, calling: Calling, times: Tensor, guessed: tuple[str, ...] = ()) -> Lowered:
+    """The network of a module, compared with it at random points and at these times, float64.
+
+    Raises:
+        CannotFuse, WantsLabels, WantsSize.
+    """
+    return _lowered(double_copy(module), calling, times, weights_of(module), guessed)
+
+
+def check_structure(module: nn.Module, calling: Calling, times: Tensor) -> None:
+    """Whether the module is recognised whatever its weights are: many begin with a last layer of zeros, which would hide what
+    comes before it."""
+    other = double_copy(module)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            if parameter.is_floating_point():
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                width = parameter.shape[-1] if parameter.dim() > 1 else 4
+                fresh = 0.5 * noise / max(width, 1) ** 0.5
+                parameter.copy_(
+                    torch.where(parameter == 0, fresh, parameter * (1 + 0.1 * noise.clamp(-3, 3)))
+                )
+    _lowered(other, calling, times, {})
+
+
+def _lowered(
+    module: nn.Module,
+    calling: Calling,
+    times: Tensor,
+    weights: dict[str, Tensor],
+    guessed: tuple[str, ...] = (),
+) -> Lowered:
+    tape, output = trace(module, calling, guessed)
+    net, conditions = lower(tape, output)
+    found = Lowered(net, conditions, net.layer_table(), net.feature_table(), weights)
+    _verify(module, calling, found, times)
+    return found
+
+
+def _verify(module: nn.Module, calling: Calling, found: Lowered, times: Tensor) -> None:
+    """The network against the module, both in float64."""
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(*shape: int) -> Tensor:
+        return 1.5 * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    tables = {block.name: len(block.table) for block in found.conditions if block.table is not None}
+    spread = torch.rand(_POINTS, generator=generator, dtype=torch.float64)
+    every = torch.cat([times, spread])
+    runs = [(one, 4) for one in every[::4]] if calling.time == "scalar" else [(every, len(every))]
+    for t, batch in runs:
+        x = noise(batch, *calling.shape)
+        given = {
+            name: torch.randint(tables.get(name, 1), (batch,), generator=generator)
+            if name in calling.labels
+            else noise(batch, calling.size(name))
+            for name in calling.conditions
+        }
+        with torch.no_grad(), InFloat64():
+            try:
+                want = calling(module, x, calling.shaped_time(t), given).reshape(batch, -1)
+            except Exception as error:
+                message = f"forward failed in float64: {type(error).__name__}: {error}"
+                raise CannotFuse("the module", message, allowed=False) from error
+        got = network.forward(
+            x.flatten(1), t.expand(batch), found.condition(given, torch.float64, x.device),
+            found.params(torch.float64, x.device), found.layers, found.features,
+        )  # fmt: skip
+        scale = float(want.abs().nan_to_num(posinf=0.0).max()) if want.numel() else 0.0
+        apart = (got - want).abs() > _TOLERANCE * (1 + scale)
+        if bool(apart.any()) or not bool((got.isfinite() == want.isfinite()).all()):
+            raise CannotFuse(
+                "the module",
+                "it computes something that was not recognised: the fused network differs by "
+                f"{float((got - want).abs().max()):.3g} (of values up to {scale:.3g})",
+            )
+    found.cache.clear()

@@ -1,0 +1,139 @@
+"""FusedNet: a fused network as a callable; or the module itself, where somebody wants a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import network
+from .calling import Calling
+from .lowered import Lowered
+
+__all__ = ["FusedNet"]
+
+
+class FusedNet:
+    """The network of a fused field, as a callable ``net(x, times, **cond)``: what a Field wants of a network."""
+
+    def __init__(self, module: nn.Module, calling: Calling, found: Lowered, precision: str) -> None:
+        self.module, self.calling, self.lowered, self.precision = module, calling, found, precision
+
+    def __call__(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+        if x.dim() < 1 or (x.shape[0] and x[0].numel() != self.calling.dim):
+            raise ValueError(f"x must have {self.calling.dim} elements a sample, got {list(x.shape)}")
+        if t.dim() > 1 or (t.dim() == 1 and len(t) not in (1, len(x))):
+            raise ValueError(f"t must be [{len(x)}] or one time for all, got {list(t.shape)}")
+        given = self.given(cond, len(x), x.device)
+        if self._differentiable(x, t, given):
+            return self._by_module(x, t, given)
+        dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+        if self.precision != "float32" and x.device.type != "cuda":
+            raise ValueError(
+                f"precision={self.precision!r} is for CUDA; x is on {x.device}, where the arithmetic is that of x's dtype "
+                "(precision='float32')"
+            )
+        state = self.lowered
+        out = network.forward(
+            x.to(dtype), t.expand(len(x)), state.condition(given, dtype, x.device), state.params(dtype, x.device),
+            state.layers, state.features,
+        )  # fmt: skip
+        return out.to(x.dtype)
+
+    def given(self, cond: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
+        """The named conditions as [B, size] and labels [B]."""
+        names, defaults = self.calling.conditions, dict(self.calling.defaults)
+        if extra := sorted(set(cond) - set(names)):
+            known = ", ".join(names) or "none"
+            raise TypeError(f"the fused field takes no condition {', '.join(extra)}; its conditions: {known}")
+        found = {}
+        for name in names:
+            value = cond.get(name)
+            if value is None:
+                if name not in defaults:
+                    raise TypeError(f"condition {name} is missing")
+                value = torch.tensor(defaults[name], device=device)
+            found[name] = self._one(name, torch.as_tensor(value), batch)
+        return found
+
+    def _one(self, name: str, value: Tensor, batch: int) -> Tensor:
+        if name in self.calling.labels:
+            if value.is_floating_point() or value.dtype == torch.bool:
+                raise TypeError(f"{name} must be integer labels, got {value.dtype}")
+            if value.numel() not in (1, batch) or value.dim() > 2:
+                raise ValueError(f"{name} must hold one label a sample, [{batch}], got {list(value.shape)}")
+            value = value.reshape(-1).long().expand(batch)
+            most = min(
+                len(block.table)
+                for block in self.lowered.conditions
+                if block.name == name and block.table is not None
+            )
+            if (
+                value.device.type == "cpu"
+                and batch
+                and not (int(value.min()) >= 0 and int(value.max()) < most)
+            ):
+                raise ValueError(
+                    f"{name} must be labels from 0 to {most - 1}, got {int(value.min())} to {int(value.max())}"
+                )
+            return value
+        size = self.calling.size(name)
+        if not value.is_floating_point():
+            value = value.to(torch.get_default_dtype())
+        if value.dim() == 1 and size == 1 and len(value) == batch:
+            return value[:, None]
+        if value.dim() < 2 or value.shape[0] not in (1, batch) or value[0].numel() != size:
+            raise ValueError(f"{name} must be [{batch}, {size}], got {list(value.shape)}")
+        return value.reshape(value.shape[0], size).expand(batch, size)
+
+    # ------------------------------------------------------------------------------------------------------ gradients
+    def _differentiable(self, x: Tensor, t: Tensor, given: dict[str, Tensor]) -> bool:
+        """Whether somebody may want a gradient: then the module itself has to run."""
+        if torch._C._are_functorch_transforms_active():
+            return True
+        tensors = (x, t, *given.values())
+        if any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+            return True
+        return torch.is_grad_enabled() and any(
+            tensor.requires_grad for tensor in (*tensors, *self.module.parameters())
+        )
+
+    def _by_module(self, x: Tensor, t: Tensor, given: dict[str, Tensor]) -> Tensor:
+        """The module itself, in x's dtype."""
+        calling, batch = self.calling, len(x)
+        shaped = x.reshape(batch, *calling.shape)
+        cast = {name: v if name in calling.labels else v.to(x.dtype) for name, v in given.items()}
+        times = t.to(x.dtype).expand(batch)
+        if calling.time != "scalar":
+            return self._run(shaped, calling.shaped_time(times), cast).reshape(x.shape)
+        if t.dim() == 0 or bool((times == times[:1]).all()):
+            return self._run(shaped, times[0] if batch else t.to(x.dtype), cast).reshape(x.shape)
+        raise ValueError("t must be one time for the whole batch: the module takes a scalar")
+
+    def _run(self, x: Tensor, t: Tensor, given: dict[str, Tensor]) -> Tensor:
+        named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        floating = {name: tensor for name, tensor in named.items() if tensor.is_floating_point()}
+        if all(tensor.dtype == x.dtype for tensor in floating.values()):
+            return self.calling(self.module, x, t, given)
+        cast = {name: tensor.to(x.dtype) for name, tensor in floating.items()}
+        arguments = (self.module, x, t, given)
+        return torch.func.functional_call(_Called(self.calling, self.module), _under(cast), arguments[1:])
+
+
+class _Called(nn.Module):
+    """A module that is called as it wants."""
+
+    def __init__(self, calling: Calling, module: nn.Module) -> None:
+        super().__init__()
+        self.calling, self.module = calling, module
+
+    def forward(self, x: Tensor, t: Tensor, given: dict[str, Tensor]) -> Tensor:
+        return self.calling(self.module, x, t, given)
+
+
+def _under(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"module.{name}": tensor for name, tensor in named.items()}

@@ -1,0 +1,170 @@
+"""Tracing: a copy of the module in float64 runs once on tensors without values, and leaves a tape."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from . import activations, operations, shapes  # the handlers of torch functions
+from .calling import Calling
+from .errors import CannotFuse, WantsLabels, WantsSize
+from .tape import Tape
+from .traced import Context, Traced
+
+__all__ = ["InFloat64", "double_copy", "trace"]
+
+_HANDLERS = (activations, operations, shapes)
+
+
+def double_copy(module: nn.Module) -> nn.Module:
+    """The module in float64 on the CPU, with the tensors that it holds as plain attributes."""
+    try:
+        found = copy.deepcopy(module)
+    except Exception as error:
+        raise CannotFuse("the module", f"it cannot be copied: {error}", allowed=False) from error
+    for name, tensor in [*found.named_parameters(), *found.named_buffers()]:
+        if tensor.is_complex():
+            raise CannotFuse(
+                name, f"its dtype is {tensor.dtype}; complex numbers cannot be fused", allowed=False
+            )
+    found = found.to(device="cpu", dtype=torch.float64).requires_grad_(False)
+    for part in found.modules():
+        for name, value in list(vars(part).items()):
+            if isinstance(value, Tensor):
+                cast = value.detach().to("cpu")
+                setattr(part, name, cast.double() if cast.is_floating_point() else cast)
+    return found
+
+
+class InFloat64(TorchFunctionMode):
+    """While it lasts, casts of float64 tensors to another float dtype do nothing: many modules round the time to float32 to
+    make its sines, which is a fact about how they compute, not about what."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in ("to", "float", "half", "bfloat16", "type", "type_as") and isinstance(args[0], Tensor):
+            value = args[0]
+            if value.dtype == torch.float64 and not isinstance(value, Traced):
+                wanted = [d for d in (*args[1:], *kwargs.values()) if isinstance(d, torch.dtype)]
+                if all(d.is_floating_point for d in wanted) and not any(isinstance(d, str) for d in args[1:]):
+                    return value
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _named(module: nn.Module, context: Context) -> Iterator[None]:
+    """While it lasts, the context knows which part of the module is running."""
+    handles: list[Any] = []
+    for name, part in module.named_modules():
+        title = f"{name or 'the module'} ({type(part).__name__})"
+
+        def enter(_: nn.Module, args: Any, title: str = title) -> None:
+            context.stack.append(title)
+
+        def leave(_: nn.Module, args: Any, out: Any) -> None:
+            context.stack.pop()
+
+        handles.append(part.register_forward_pre_hook(enter))
+        handles.append(part.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _batch(module: nn.Module, calling: Calling) -> int:
+    """A batch that is unlike every size in the module, so that none is taken for another."""
+    sizes = {size for p in (*module.parameters(), *module.buffers()) for size in p.shape}
+    sizes |= {*calling.shape, calling.dim, *(size for _, size in calling.sizes)}
+    return next(
+        n for n in (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, *range(101, 2000)) if n not in sizes
+    )
+
+
+def trace(module: nn.Module, calling: Calling, guessed: tuple[str, ...] = ()) -> tuple[Tape, Tensor]:
+    """The tape of a module in float64, and the atoms of its output, flat.
+
+    Raises:
+        CannotFuse: naming the part; WantsLabels, WantsSize: an input is to be traced otherwise.
+    """
+    tape = Tape()
+    context = Context(tape, guessed)
+    batch = _batch(module, calling)
+
+    def given(
+        kind: str, shape: tuple[int, ...], name: str = "", dtype: torch.dtype = torch.float64
+    ) -> Traced:
+        atoms = tape.add(kind, torch.Size(shape).numel(), "the inputs", name=name).reshape(shape)
+        sample = torch.arange(batch).reshape(-1, *[1] * len(shape)).expand(batch, *shape)
+        return context.make(sample.clone(), atoms.expand(batch, *shape).clone(), dtype)
+
+    # In the order features, conditions, x; a network's first layer reads them so.
+    t = given("time", ())
+    if calling.time == "scalar":
+        t = context.make(torch.tensor(-1), t.atom[0])
+    elif calling.time == "column":
+        t = t[:, None]  # type: ignore[assignment]
+    conditions: dict[str, Tensor] = {
+        name: given("labels", (), name, torch.int64)
+        if name in calling.labels
+        else given("condition", (calling.size(name),), name)
+        for name in calling.conditions
+    }
+    x = given("x", calling.shape, "x")
+    with _named(module, context), torch.no_grad(), InFloat64():
+        try:
+            out = calling(module, x, t, conditions)
+        except (CannotFuse, WantsLabels, WantsSize):
+            raise
+        except Exception as error:
+            raise CannotFuse(
+                context.where,
+                f"forward failed while it was followed, with {_shapes(calling)}: {type(error).__name__}: {error}",
+                allowed=False,
+            ) from error
+    return tape, _output(out, calling, batch)
+
+
+def _shapes(calling: Calling) -> str:
+    times = {"batch": "[B]", "column": "[B, 1]", "scalar": "[]"}
+    found = {"x": _listed("B", *calling.shape), "t": times[calling.time]}
+    for name in calling.conditions:
+        found[name] = "[B]" if name in calling.labels else _listed("B", calling.size(name))
+    return ", ".join(f"{name} {found[name]}" for name in calling.inputs)
+
+
+def _listed(*shape: object) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _output(out: Any, calling: Calling, batch: int) -> Tensor:
+    if not isinstance(out, Traced):
+        what = (
+            type(out).__name__
+            if not isinstance(out, Tensor)
+            else "a tensor that does not depend on the inputs"
+        )
+        raise CannotFuse("the module", f"forward returned {what}, a tensor like x is wanted", allowed=False)
+    if out.dim() < 1 or out.shape[0] != batch or out[0].numel() != calling.dim:
+        got = _listed(*("B" if n == batch else n for n in out.shape))
+        raise CannotFuse(
+            "the module",
+            f"forward returned {got} for x {_listed('B', *calling.shape)}: "
+            "a field returns x's shape (sizes= or shape= say what x is)",
+            allowed=False,
+        )
+    sample, atom = out.sample.reshape(batch, -1), out.atom.reshape(batch, -1)
+    own = torch.arange(batch)[:, None]
+    if bool(((sample != own) & (sample >= 0)).any()) or bool((atom != atom[:1]).any()):
+        raise CannotFuse("the module", "forward mixes the samples of a batch", allowed=False)
+    return atom[0]

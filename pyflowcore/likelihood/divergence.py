@@ -1,0 +1,176 @@
+"""A field's output together with the trace of its Jacobian, by Jacobian-vector products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+
+from ..conditions import map_tensors
+
+__all__ = ["MEMORY", "Trace"]
+
+# Bytes of tangents in the field's input at once, where the caller does not say.
+MEMORY = 2**26
+
+Net = Callable[..., Tensor]
+Products = tuple[Tensor, Tensor]
+
+
+class Trace:
+    """Evaluates ``net(x, time, **cond)`` and the trace of its Jacobian in x, per sample.
+
+    Each sample's output must depend on that sample alone. The products J v come by the first of these that the field allows,
+    tried at the first evaluation:
+
+    - forward mode with ``torch.func.vmap`` over the tangents: the output itself is evaluated once a chunk;
+    - forward mode on the batch repeated once per tangent: for fields that vmap cannot look into;
+    - reverse mode, v^T J in place of J v, one backward pass per tangent: for fields with an operator without a forward
+      derivative (fused attention, a custom autograd function).
+
+    Args:
+        probes: [K, B, ...], held fixed; None for the exact trace, by unit tangents.
+        chunk: tangents at once; None for as many as fit into ``memory``.
+        memory: bytes of tangents of the input at once. What the field's layers need beside is in proportion: its widest
+            activation over the input's size, times this.
+        differentiable: the results carry gradients.
+    """
+
+    def __init__(
+        self, probes: Tensor | None, *, chunk: int | None = None, memory: int = MEMORY, differentiable: bool = False
+    ) -> None:  # fmt: skip
+        self._probes, self._differentiable = probes, differentiable
+        self._chunk, self._memory = chunk, memory
+        self._products: Callable[[Net, Tensor, Tensor, dict[str, Any], Tensor], Products] | None = None
+
+    @property
+    def estimates(self) -> int:
+        """How many independent traces each evaluation gives."""
+        return 1 if self._probes is None else self._probes.shape[0]
+
+    @property
+    def engine(self) -> str:
+        """What makes the products."""
+        return "" if self._products is None else _NAMES[self._products.__name__]
+
+    def __call__(self, net: Net, x: Tensor, time: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """(output, traces [B, estimates] float64) at x [B, ...]; ``cond`` tensors that begin with B belong to the samples."""
+        traces: list[Tensor] = []
+        out: Tensor | None = None
+        with torch.set_grad_enabled(self._differentiable):
+            for first, tangents in self._tangents(x):
+                out, products = self._evaluate(net, x, time, cond, tangents)
+                if products.shape[1:] != x.shape:
+                    raise ValueError(
+                        f"the field's output has shape {list(out.shape)}, expected {list(x.shape)}"
+                    )
+                traces.append(self._reduce(first, tangents, products))
+        if out is None:  # nothing to differentiate by
+            out = net(x, time, **cond)
+            return out, torch.zeros(x.shape[0], self.estimates, dtype=torch.float64, device=x.device)
+        total = torch.stack(traces).sum(0) if self._probes is None else torch.cat(traces, 1)
+        return out, total
+
+    def _tangents(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """(number of the first, [k, ...] broadcastable to [k, B, ...]) of each chunk."""
+        numel = x[:1].numel()
+        if x.numel() == 0:
+            return
+        size = self._chunk or max(1, self._memory // (x.numel() * x.element_size()))
+        count = numel if self._probes is None else self._probes.shape[0]
+        for first in range(0, count, size):
+            last = min(first + size, count)
+            if self._probes is not None:
+                yield first, self._probes[first:last].to(x.dtype)
+                continue
+            units = x.new_zeros(last - first, numel)
+            units[:, first:last].fill_diagonal_(1.0)
+            yield first, units.reshape(last - first, 1, *x.shape[1:])
+
+    def _reduce(self, first: int, tangents: Tensor, products: Tensor) -> Tensor:
+        """Sums in float64: [B, 1] for unit tangents, [B, k] for probes."""
+        flat = products.flatten(2) if products.dim() > 2 else products[..., None]
+        if self._probes is None:
+            part = flat[..., first : first + len(tangents)]
+            return part.diagonal(dim1=0, dim2=2).double().sum(1, keepdim=True)
+        probes = tangents.reshape(flat.shape)
+        return (probes.double() * flat.double()).sum(2).T
+
+    def _evaluate(
+        self, net: Net, x: Tensor, time: Tensor, cond: dict[str, Any], tangents: Tensor
+    ) -> Products:
+        if self._products is not None:
+            return self._products(net, x, time, cond, tangents)
+        failures: list[Exception] = []
+        for way in (_mapped, _repeated, _reverse):
+            try:
+                result = way(net, x, time, cond, tangents)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # whatever a field's operator says that has no such derivative
+                failures.append(error)
+                continue
+            self._products = way
+            return result
+        # The last way asks least of the field: what it says is about the field itself.
+        raise failures[-1] from failures[0]
+
+
+_INDEPENDENT = (
+    "field: its output carries no derivative in x: it leaves PyTorch on its way (NumPy, detach()), or does not depend on x; "
+    "where it truly does not, add 0 * x"
+)
+
+
+def _mapped(net: Net, x: Tensor, time: Tensor, cond: dict[str, Any], tangents: Tensor) -> Products:
+    def product(tangent: Tensor) -> tuple[Tensor, Tensor]:
+        tangents = (tangent.expand(x.shape),)
+        pair = torch.func.jvp(lambda at: net(at, time, **cond), (x,), tangents, strict=True)
+        return pair[0], pair[1]
+
+    outs, products = torch.func.vmap(product)(tangents)
+    return outs[0], products
+
+
+def _repeated(net: Net, x: Tensor, time: Tensor, cond: dict[str, Any], tangents: Tensor) -> Products:
+    count, batch = len(tangents), x.shape[0]
+
+    def repeat(value: Tensor) -> Tensor:
+        return torch.cat([value] * count) if value.dim() and value.shape[0] == batch else value
+
+    with forward_ad.dual_level():
+        tangent = tangents.expand(count, *x.shape).reshape(count * batch, *x.shape[1:])
+        dual = forward_ad.make_dual(repeat(x), tangent)
+        out, product = forward_ad.unpack_dual(net(dual, repeat(time), **map_tensors(cond, repeat)))
+    if product is None:
+        raise ValueError(_INDEPENDENT)
+    return out[:batch], product.reshape(count, *x.shape)
+
+
+def _reverse(net: Net, x: Tensor, time: Tensor, cond: dict[str, Any], tangents: Tensor) -> Products:
+    differentiable = torch.is_grad_enabled()
+    with torch.enable_grad():
+        at = x if differentiable and x.requires_grad else x.detach().requires_grad_()
+        out = net(at, time, **cond)
+        if not out.requires_grad:
+            raise ValueError(_INDEPENDENT)
+        products = []
+        for number, tangent in enumerate(tangents):
+            (product,) = torch.autograd.grad(
+                out, at, tangent.expand(x.shape).to(out.dtype), create_graph=differentiable,
+                retain_graph=differentiable or number + 1 < len(tangents), allow_unused=True,
+            )  # fmt: skip
+            if product is None:
+                raise ValueError(_INDEPENDENT)
+            products.append(product)
+    return (out if differentiable else out.detach()), torch.stack(products)
+
+
+_NAMES = {
+    "_mapped": "forward mode, vmap over tangents",
+    "_repeated": "forward mode, batch repeated per tangent",
+    "_reverse": "reverse mode, one backward pass per tangent",
+}

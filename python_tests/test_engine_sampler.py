@@ -1,0 +1,278 @@
+"""The engine of fused fields against the loop over the same field: every solver, path and prediction, guidance, starts."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+
+import pytest
+import torch
+
+import pyflowcore as pfc
+from pyflowcore.engine import prepared
+from reference import catalogue
+from reference.fused import by_hand, compiled, hidden
+
+F64 = torch.float64
+# The loop's arithmetic is the operator's own, row by row: what differs is the network's input in memory, if anything.
+
+
+def randn(*shape, seed=0, dtype=F64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def both(sampler, field, **arguments):
+    """(engine's, loop's), and that each ran in its own."""
+    assert sampler.explain(field, **arguments).engine == "engine"
+    assert sampler.explain(hidden(field), **arguments).engine == "loop"
+    torch.manual_seed(7)
+    one = sampler(field, **arguments)
+    torch.manual_seed(7)
+    return one, sampler(hidden(field), **arguments)
+
+
+def agree(one, other):
+    if isinstance(one, pfc.Trajectory):
+        assert torch.equal(one.times, other.times)
+        one, other = one.states, other.states
+    assert one.shape == other.shape
+    assert one.dtype == other.dtype
+    assert one.is_contiguous()
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    if compiled():
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", catalogue.FROM_ZERO.keys() | catalogue.EVERY.keys() - catalogue.STOCHASTIC.keys())
+def test_every_solver(name):
+    solver, options = catalogue.EVERY[name]
+    sampler = pfc.Sampler(pfc.plan(solver, 5, **options))
+    agree(*both(sampler, by_hand(), x0=randn(3, 3), seeds=[4, 5, 6]))
+
+
+def test_no_solver_is_left_out():
+    assert {solver for solver, _ in catalogue.EVERY.values()} == set(pfc.solvers())
+
+
+@pytest.mark.parametrize("path", ["linear", "trigonometric", "vp", "polynomial"])
+@pytest.mark.parametrize("prediction", ["velocity", "data", "noise", "v"])
+def test_paths_and_predictions(path, prediction):
+    grid = [0.1, 0.3, 0.5, 0.9]
+    field = by_hand(path=path, prediction=prediction, sign=-1)
+    for solver in ("heun", "dpmpp_2m", "euler_maruyama"):
+        sampler = pfc.Sampler(pfc.plan(solver, grid=grid, path=path, prediction=prediction))
+        agree(*both(sampler, field, x0=randn(2, 3), seeds=[1, 2]))
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "edm_heun"])
+def test_scaled_inputs(solver):
+    """An EDM network's raw output: its input is scaled in every row."""
+    field = by_hand(path="ve", prediction=pfc.EDM(0.5))
+    plan = pfc.plan(solver, 4, path="ve", prediction=pfc.EDM(0.5))
+    assert any(row.in_scale != 1.0 for row in plan.facts)
+    agree(*both(pfc.Sampler(plan), field, x0=randn(2, 3)))
+
+
+@pytest.mark.parametrize("solver", ["euler", "rk4", "ab3", "unipc", "deis"])
+def test_backwards(solver):
+    sampler = pfc.Sampler(pfc.plan(solver, grid=[0.9, 0.6, 0.4, 0.1]))
+    agree(*both(sampler, by_hand(), x0=randn(2, 3)))
+
+
+def test_along_another_path():
+    plan = pfc.plan("heun", 4, path="vp", along="linear", grid=[0.1, 0.4, 0.7, 0.9])
+    agree(*both(pfc.Sampler(plan), by_hand(path="vp"), x0=randn(2, 3)))
+
+
+def test_a_loaded_plan_on_a_path_of_functions():
+    path = pfc.paths.custom(lambda t: t, lambda t: 1 - t, name="mine")
+    plan = pfc.Plan.from_json(pfc.plan("heun", 3, path=path).to_json())
+    sampler, field = pfc.Sampler(plan), by_hand(path=path)
+    for _ in range(2):
+        agree(*both(sampler, field, x0=randn(2, 3)))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"time": lambda t: 1000 * (1 - t)},
+        {"time": lambda t: 999.4 * t, "round_time": True},
+        {"time_shape": "scalar"},
+        {"time_dtype": torch.float32},
+    ],
+    ids=["map", "rounded", "scalar", "float32"],
+)
+def test_the_networks_times(facts):
+    agree(*both(pfc.Sampler(pfc.plan("heun", 4)), by_hand(**facts), x0=randn(2, 3)))
+
+
+SCALES = {
+    "number": 2.5,
+    "per sample": [2.0, 1.0, -0.5],
+    "of t": lambda t: 1 + 3 * t,
+    "of t, per sample": lambda t: torch.tensor([1.0, 1 + t, 2.0]),
+    "one": 1.0,
+}
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+@pytest.mark.parametrize("interval", [None, (0.3, 0.7)])
+def test_guidance(scale, interval):
+    sampler = pfc.Sampler(pfc.plan("heun", 4), pfc.CFG(scale, interval))
+    cond, null = {"c": randn(3, 2, seed=1)}, {"c": torch.zeros(1, 2, dtype=F64)}
+    agree(*both(sampler, by_hand(3, 2), x0=randn(3, 3), cond=cond, uncond=null))
+
+
+@pytest.mark.parametrize("weights", [None, (1.5, -0.5), (lambda t: t, [0.1, 0.2, 0.3])])
+def test_several_conditions(weights):
+    sampler = pfc.Sampler(pfc.plan("dpmpp_2m", 4), pfc.CFG(2.0, (0.2, 0.8), weights=weights))
+    cond = [{"c": randn(3, 2, seed=k)} for k in (1, 2)]
+    agree(*both(sampler, by_hand(3, 2), x0=randn(3, 3), cond=cond, uncond={"c": randn(3, 2, seed=3)}))
+
+
+def test_an_overridden_scale_and_calls_one_by_one():
+    field = by_hand(3, 2)
+    arguments = {"x0": randn(3, 3), "cond": {"c": randn(3, 2, seed=1)}, "uncond": {"c": randn(3, 2, seed=2)}}
+    plan = pfc.plan("euler", 4)
+    for scale in (3.0, 1.0, [1.0, 2.0, 3.0], lambda t: t):
+        agree(*both(pfc.Sampler(plan, pfc.CFG(2.0)), field, guidance_scale=scale, **arguments))
+        agree(*both(pfc.Sampler(plan, pfc.CFG(2.0), branches="calls"), field, guidance_scale=scale, **arguments))
+
+
+def test_a_velocity_taken_to_be_zero():
+    sampler = pfc.Sampler(pfc.plan("heun", 5), pfc.CFG(2.0, zero_until=0.3))
+    arguments = {"cond": {"c": randn(3, 2, seed=1)}, "uncond": {"c": randn(3, 2, seed=2)}}
+    agree(*both(sampler, by_hand(3, 2), x0=randn(3, 3), **arguments))
+
+
+def test_conditions_without_guidance_and_shared_ones():
+    sampler, field, c = pfc.Sampler(pfc.plan("heun", 4)), by_hand(3, 2), randn(3, 2, seed=1)
+    one, other = both(sampler, field, x0=randn(3, 3), cond={"c": c})
+    agree(one, other)
+    assert torch.equal(sampler(field, x0=randn(3, 3), shared={"c": c}), one)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "unipc", "res", "euler_maruyama"])
+def test_the_states_at_the_grid_points(solver):
+    sampler = pfc.Sampler(pfc.plan(solver, 4))
+    arguments = {"x0": randn(2, 3), "seeds": [1, 2]}
+    one, other = both(sampler, by_hand(), return_trajectory=True, **arguments)
+    agree(one, other)
+    assert torch.equal(one.states[0], arguments["x0"])
+    agree(one.states[-1], sampler(by_hand(), **arguments))
+
+
+def test_starts():
+    field, plan = by_hand(), pfc.plan("euler_maruyama", 4)
+    sampler = pfc.Sampler(plan)
+    agree(*both(sampler, field, shape=(3,), seeds=[3, 4], dtype=F64))
+    agree(*both(sampler, field, shape=(3,), batch=2, dtype=F64))  # seeds from torch's generator
+    agree(*both(sampler, field, x0=randn(2, 3)))
+    inside = pfc.Sampler(pfc.plan("dpmpp_2m", 4, grid=pfc.grids.uniform().partial(0.6)))
+    agree(*both(inside, field, init=randn(2, 3), seeds=[3, 4]))
+    shaped = by_hand(6)
+    agree(*both(sampler, shaped, shape=(2, 3), seeds=[3, 4], dtype=F64))
+    agree(*both(sampler, shaped, x0=randn(2, 3, 4).transpose(1, 2)[:, :2], seeds=[3, 4]))
+    agree(*both(sampler, field, x0=randn(0, 3)))
+
+
+@pytest.mark.parametrize("solver", ["euler", "rk4", "dpmpp_2m", "unipc", "euler_maruyama"])
+def test_float32_errs_as_the_loop_does(solver):
+    """Against float64: at most twice the error of the loop, and a rounding."""
+    field, sampler = by_hand(3, 2), pfc.Sampler(pfc.plan(solver, 10), pfc.CFG(2.0))
+    cond, null = {"c": randn(50, 2, seed=1)}, {"c": randn(50, 2, seed=2)}
+    arguments = {"cond": cond, "uncond": null, "seeds": range(50)}
+    exact = sampler(field, x0=randn(50, 3), **arguments)
+    one, other = both(sampler, field, x0=randn(50, 3).float(), **arguments)
+    assert one.dtype == torch.float32
+    error, loops = (one - exact).abs().max(), (other - exact).abs().max()
+    assert error <= 2 * loops + 1e-7 * exact.abs().max()
+
+
+def test_what_is_given_is_not_written_and_samples_are_not_shared():
+    sampler, field, x0 = pfc.Sampler(pfc.plan("heun", 2)), by_hand(), randn(2, 3)
+    before = x0.clone()
+    one, other = sampler(field, x0=x0), sampler(field, x0=x0)
+    assert torch.equal(x0, before)
+    assert one.data_ptr() != other.data_ptr()
+    one.zero_()
+    assert torch.equal(sampler(field, x0=x0), other)
+
+
+def test_a_sampler_without_gradient_gives_none():
+    x0 = randn(2, 3).requires_grad_()
+    assert not pfc.Sampler(pfc.plan("heun", 2))(by_hand(), x0=x0).requires_grad
+
+
+def test_what_is_prepared_is_used_again_and_knows_what_it_depends_on():
+    field, plan, x0 = by_hand(3, 2), pfc.plan("heun", 4), randn(2, 3)
+    arguments = {"x0": x0, "cond": {"c": randn(2, 2, seed=1)}, "uncond": {"c": randn(2, 2, seed=2)}}
+    samplers = [pfc.Sampler(plan, pfc.CFG(scale)) for scale in (2.0, 3.0)]
+    for sampler in samplers * 2:
+        agree(*both(sampler, field, **arguments))
+    kept = prepared._cache[field]
+    assert len(kept) == 2
+    with torch.inference_mode():
+        agree(*both(samplers[0], field, **arguments))
+    assert len(prepared._cache[field]) == 2
+    field.time = lambda t: 2 * t
+    agree(*both(samplers[0], field, **arguments))
+    field.sign = -1
+    agree(*both(samplers[0], field, **arguments))
+    agree(*both(pfc.Sampler(pfc.plan("heun", 5), pfc.CFG(2.0)), field, **arguments))
+    assert pickle.loads(pickle.dumps(plan)) == plan
+
+
+def test_what_is_prepared_inside_inference_mode_serves_gradients():
+    field, sampler, x0 = by_hand(), pfc.Sampler(pfc.plan("heun", 2)), randn(2, 3)
+    with torch.inference_mode():
+        sampler(field, x0=x0)
+    x0.requires_grad_()
+    sampler(field, x0=x0, enable_grad=True).sum().backward()
+    assert bool(x0.grad.isfinite().all())
+
+
+def test_plans_that_come_and_go_are_not_kept_for_ever():
+    field, x0 = by_hand(), randn(1, 3)
+    for steps in range(1, 40):
+        pfc.Sampler(pfc.plan("euler", steps))(field, x0=x0)
+    assert len(prepared._cache[field]) == prepared._MOST
+
+
+def test_threads_share_a_sampler_and_a_field():
+    field, sampler = by_hand(), pfc.Sampler(pfc.plan("euler_maruyama", 5))
+    expected = [sampler(hidden(field), shape=(3,), seeds=[k, k + 1], dtype=F64) for k in range(8)]
+    found = [None] * 8
+
+    def work(k):
+        for _ in range(5):
+            found[k] = sampler(field, shape=(3,), seeds=[k, k + 1], dtype=F64)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one, other in zip(found, expected, strict=True):
+        agree(one, other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ({"x0": randn(2, 4)}, ValueError, r"for samples of 3 elements, the state's have shape \[4\]"),
+        ({"shape": (3,)}, ValueError, "seeds or batch must be given"),
+        ({"x0": randn(2, 3), "shape": (3,)}, ValueError, "exactly one of x0, shape and init"),
+        ({"x0": randn(2, 3), "guidance_scale": 2.0}, ValueError, "the sampler has no guidance"),
+        ({"x0": randn(2, 3), "dtype": torch.float16}, TypeError, "must be float32 or float64"),
+        ({"x0": randn(2, 3), "seeds": [1]}, ValueError, "seeds has 1 entries"),
+    ],
+)
+def test_refusals_are_the_loops(arguments, error, said):
+    with pytest.raises(error, match=said):
+        pfc.Sampler(pfc.plan("euler_maruyama", 2))(by_hand(), **arguments)
+
+
+def test_a_field_of_another_path_is_refused():
+    with pytest.raises(ValueError, match="path: the plan is for"):
+        pfc.Sampler(pfc.plan("euler", 2))(by_hand(path="vp"), x0=randn(2, 3))
