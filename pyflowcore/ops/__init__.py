@@ -1,7 +1,8 @@
 """The torch operators: for each, its signature and checks, docstring, fake kernel and gradient. The compiled kernels are in
 ``csrc/``; ``_plain*.py`` have the PyTorch versions that run where there are none."""
 
-from . import _plain, _plain_divergence, _plain_engine, adaptive
+from . import _plain, _plain_divergence, _plain_engine
+from . import adaptive as adaptive
 from .combine import combine, combine_
 from .divergence import network_divergence, trajectory_log_prob
 from .guide import combine_mixed_, guide_
