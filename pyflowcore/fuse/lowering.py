@@ -183,7 +183,7 @@ class _Walk:
             if all(group.kind != "x" for group in roots):
                 raise CannotFuse(
                     source.where,
-                    "layers over the time or the conditions alone, before x comes in (an embedding network); a fused network is "
+                    "layers over the time or the conditions alone, before x comes in (an embedding network); a network is "
                     "one chain of layers",
                 )
             raise CannotFuse(

@@ -147,7 +147,7 @@ def _shapes(calling: Calling) -> str:
 
 def _guesses(context: Context) -> str:
     names = sorted(context.guessed)
-    return f" (guesses, of {', '.join(names)}; sizes= says better)" if names else ""
+    return f" (guessed: {', '.join(names)}; sizes= says what they are)" if names else ""
 
 
 def _listed(*shape: object) -> str:
