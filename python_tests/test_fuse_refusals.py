@@ -83,7 +83,7 @@ FUNCTIONS = {
     "inputs again": (lambda m, h, i: torch.tanh(m.c(h) + F.pad(i, (0, 5))), "pad is not a part"),
     "time again": (lambda m, h, i: torch.tanh(m.c(h) + i[:, 2:]), "the inputs are used again after the first activation"),
     "scaled residual": (lambda m, h, i: torch.tanh(2 * h + m.c(F.silu(m.c(h)))), "a residual adds a layer's input as it is"),
-    "projected residual": (lambda m, h, i: torch.tanh(m.c(h) + m.c(F.silu(m.c(h)))), r"it adds what c \(Linear\) makes of an ear"),
+    "projected residual": (lambda m, h, i: torch.tanh(m.c(h) + m.c(F.silu(m.c(h)))), r"it adds what c \(Linear\) makes of"),
     "nested": (lambda m, h, i: h + m.c(F.silu((g := F.silu(m.c(h))) + m.c(F.silu(m.c(g))))), "a residual block inside another"),
     "one hot": (lambda m, h, i: F.one_hot(h.long()), "a cast to integers of values that are no condition's"),
     "setitem": (lambda m, h, i: h.__setitem__((slice(None), 0), 0.0) or h, "setitem"),
