@@ -129,12 +129,15 @@ class Tape:
         for group in self.groups_of(atoms):
             mine = (atoms >= group.start) & (atoms < group.start + group.size)
             part, columns = weight[:, mine], atoms[mine] - group.start
+            if len(columns) == group.size and torch.equal(columns, torch.arange(group.size)):
+                block = part
+            else:
+                block = weight.new_zeros(len(weight), group.size).index_add_(1, columns, part)
             if group.kind == "constant":
-                bias += part @ group.bias[columns]
+                bias += block @ group.bias
                 shifted = True
             else:
-                block = weight.new_zeros(len(weight), group.size)
-                blocks[group] = block.index_add_(1, columns, part)
+                blocks[group] = block
         return Form(blocks, bias, set(blocks) if selects else set(), shifted)
 
     def values(self, atoms: Tensor) -> Form:
@@ -146,11 +149,15 @@ class Tape:
     def definition(self, group: Group) -> Form:
         """What an affine group computes, or what an activation is taken of."""
         if group.kind == "affine":
-            return self._times(torch.eye(group.size, dtype=torch.float64), group, True)
+            return self._times(None, group, True)
         return self.values(group.atoms)
 
-    def _times(self, matrix: Tensor, group: Group, selects: bool) -> Form:
-        """matrix [rows, size] times what an affine group computes."""
+    def _times(self, matrix: Tensor | None, group: Group, selects: bool) -> Form:
+        """matrix [rows, size], or the identity, times what an affine group computes."""
+        if matrix is None and group.weight.dim() == 2:
+            return self.form(group.weight, group.atoms, group.bias, group.selects, group.shifted)
+        if matrix is None:
+            matrix = torch.eye(group.size, dtype=torch.float64)
         if group.weight.dim() == 2:
             weight = matrix @ group.weight
         else:
@@ -200,7 +207,8 @@ class Tape:
 
     def expanded(self, form: Form, group: Group) -> Form:
         """The form with an affine group written out."""
-        return form.without(group).plus(self._times(form.blocks[group], group, group in form.selects))
+        matrix = None if form.is_one(group) else form.blocks[group]
+        return form.without(group).plus(self._times(matrix, group, group in form.selects))
 
     def in_inputs(self, form: Form) -> Form:
         """The form with every affine group written out; activations stay."""
