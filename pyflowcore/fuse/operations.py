@@ -99,7 +99,7 @@ def _mul(context: Context, a: Any, b: Any) -> Any:
         return scale(context, lifted(context, a), cb)
     if ca is not None:
         return scale(context, lifted(context, b), ca)
-    from .activations import gated
+    from .by_hand import gated
 
     return gated(context, lifted(context, a), lifted(context, b))
 
@@ -110,6 +110,11 @@ def _div(context: Context, a: Any, b: Any, *, rounding_mode: str | None = None) 
     if rounding_mode is not None:
         raise context.refuse("a rounded division")
     if cb is None:
+        from .by_hand import inverse
+
+        found = inverse(context, lifted(context, b))
+        if found is not None:
+            return _mul(context, a, found)
         raise context.refuse("a division by a value that depends on the inputs")
     return _mul(context, a, 1.0 / cb)
 
