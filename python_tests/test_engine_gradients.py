@@ -7,8 +7,8 @@ import torch
 from torch.autograd import gradcheck
 
 import pyflowcore as pfc
-from reference.fused import by_hand, hidden
-from reference.networks import small_network
+from reference import fused
+from reference.fused import hidden
 
 F64 = torch.float64
 SOLVERS = (
@@ -22,8 +22,8 @@ def leaf(*shape, seed=0):
     return torch.randn(*shape, generator=make, dtype=F64).requires_grad_()
 
 
-def small(conditions=2, **facts):
-    return by_hand(network=small_network(2, conditions, width=5, residual=True, depth=2), **facts)
+def small(conditions=2, make=fused.small, **facts):
+    return make(2, conditions, width=5, depth=2, **facts)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -31,40 +31,41 @@ def test_against_differences(solver):
     """Every input that a gradient can flow into, under CFG of which one row takes one branch."""
     field, sampler = small(), pfc.Sampler(pfc.plan(solver, 3), pfc.CFG(2.0, (0.0, 0.6)))
 
-    def run(x0, c, null, scale, flat):
-        field.module.flat.data = flat.detach()
+    def run(x0, c, null, scale):
         return sampler(
             field, x0=x0, cond={"c": c}, uncond={"c": null}, guidance_scale=scale, seeds=[1, 2], enable_grad=True
         )  # fmt: skip
 
     scale = torch.tensor([1.5, -0.5], dtype=F64, requires_grad=True)
-    flat = field.module.flat.detach().clone()
-    assert gradcheck(run, (leaf(2, 2), leaf(2, 2, seed=1), leaf(1, 2, seed=2), scale, flat))
+    assert gradcheck(run, (leaf(2, 2), leaf(2, 2, seed=1), leaf(1, 2, seed=2), scale))
 
 
 def test_parameters_against_differences():
-    field, sampler, x0 = small(0), pfc.Sampler(pfc.plan("heun", 2)), leaf(2, 2)
+    field, sampler, x0 = small(0, fused.fresh), pfc.Sampler(pfc.plan("heun", 2)), leaf(2, 2)
     weight = torch.randn(2, 2, dtype=F64)
     (sampler(field, x0=x0, enable_grad=True) * weight).sum().backward()
-    flat, grad = field.module.flat, field.module.flat.grad
-    moved = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0), dtype=F64)
-    values = []
-    for sign in (1, -1):
-        with torch.no_grad():
-            flat += sign * 1e-6 * moved
-            values.append((sampler(field, x0=x0) * weight).sum())
-            flat -= sign * 1e-6 * moved
-    assert float((grad * moved).sum()) == pytest.approx(float(values[0] - values[1]) / 2e-6, rel=1e-7)
+    make = torch.Generator().manual_seed(0)
+    for parameter in field.module.parameters():
+        moved = torch.randn(parameter.shape, generator=make, dtype=F64)
+        values = []
+        for sign in (1, -2, 1):
+            with torch.no_grad():
+                parameter += sign * 1e-6 * moved
+            field.refresh()
+            values.append(float((sampler(field, x0=x0) * weight).sum()))
+        difference = (values[0] - values[1]) / 2e-6
+        assert float((parameter.grad * moved).sum()) == pytest.approx(difference, rel=1e-7, abs=1e-8)
 
 
 def gradients(field, sampler, inputs, module, **arguments):
-    for tensor in (*inputs, module.flat):
+    learned = [*inputs, *module.parameters()]
+    for tensor in learned:
         tensor.grad = None
     found = sampler(field, enable_grad=True, **arguments)
     states = found.states if isinstance(found, pfc.Trajectory) else found
     make = torch.Generator().manual_seed(5)
     (states * torch.randn(states.shape, generator=make, dtype=states.dtype)).sum().backward()
-    return states.detach(), [tensor.grad for tensor in (*inputs, module.flat)]
+    return states.detach(), [tensor.grad for tensor in learned]
 
 
 def agree(field, sampler, inputs, **arguments):
@@ -132,37 +133,66 @@ def test_a_velocity_taken_to_be_zero():
     agree(small(), sampler, [x0, c, null], x0=x0, cond={"c": c}, uncond={"c": null})
 
 
-def test_parameters_that_need_no_gradient_get_none():
-    field, x0 = small(0), leaf(2, 2)
+def test_labels_and_the_parameters_of_their_embedding():
+    class Labelled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(4, 3, dtype=F64)
+            self.net = torch.nn.Sequential(
+                torch.nn.Linear(6, 8, dtype=F64), torch.nn.Tanh(), torch.nn.Linear(8, 2, dtype=F64)
+            )
+
+        def forward(self, x, t, y):
+            return self.net(torch.cat([x, t[:, None], self.table(y)], dim=1))
+
+    field, x0, y = pfc.fuse(Labelled(), ("x", "t", "y")), leaf(3, 2), torch.tensor([0, 2, 1])
+    sampler = pfc.Sampler(pfc.plan("heun", 3), pfc.CFG(2.0))
+    agree(field, sampler, [x0], x0=x0, cond={"y": y}, uncond={"y": torch.tensor([3])})
+
+
+def test_some_parameters_are_frozen():
+    field, x0 = small(0, fused.fresh), leaf(2, 2)
+    field.module.first.requires_grad_(False)
+    agree(field, pfc.Sampler(pfc.plan("euler", 2)), [x0], x0=x0)
+    assert field.module.first.weight.grad is None
+    assert bool(field.module.last.weight.grad.any())
     field.module.requires_grad_(False)
-    pfc.Sampler(pfc.plan("euler", 2))(field, x0=x0, enable_grad=True).sum().backward()
-    assert field.module.flat.grad is None
-    assert bool(x0.grad.any())
+    agree(field, pfc.Sampler(pfc.plan("euler", 2)), [x0], x0=x0)
 
 
 def test_parameters_alone():
     field = small(0)
-    pfc.Sampler(pfc.plan("euler", 2))(
-        field, shape=(2,), seeds=[1, 2], dtype=F64, enable_grad=True
-    ).sum().backward()
-    assert bool(field.module.flat.grad.any())
+    sampler = pfc.Sampler(pfc.plan("euler", 2))
+    agree(field, sampler, [], shape=(2,), seeds=[1, 2], dtype=F64)
 
 
 def test_nothing_to_differentiate():
-    field = small(0)
+    field = small(0, fused.fresh)
     field.module.requires_grad_(False)
     x = pfc.Sampler(pfc.plan("euler", 2))(field, shape=(2,), seeds=[1, 2], enable_grad=True)
     assert not x.requires_grad
 
 
-def test_float32():
-    field, x0 = small(0), leaf(3, 2)
-    sampler = pfc.Sampler(pfc.plan("rk4", 4))
-    _, exact = gradients(field, sampler, [x0], field.module, x0=x0)
-    single = x0.detach().float().requires_grad_()
-    _, found = gradients(field, sampler, [single], field.module, x0=single)
-    assert found[0].dtype == torch.float32
-    torch.testing.assert_close(found[0].double(), exact[0], rtol=1e-5, atol=1e-5)
+def test_an_empty_batch():
+    x0 = leaf(0, 2)
+    pfc.Sampler(pfc.plan("heun", 2))(small(0), x0=x0, enable_grad=True).sum().backward()
+    assert x0.grad.shape == (0, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_a_float32_module(dtype):
+    """Its parameters' gradients are float32 whatever the state is."""
+    field, x0 = small(dtype=torch.float32), leaf(3, 2).detach().to(dtype).requires_grad_()
+    sampler, c = pfc.Sampler(pfc.plan("rk4", 4)), leaf(3, 2, seed=1)
+    _, found = gradients(field, sampler, [x0, c], field.module, x0=x0, cond={"c": c})
+    assert [grad.dtype for grad in found] == [dtype, F64] + [torch.float32] * (len(found) - 2)
+    double = small(make=fused.fresh)
+    double.module.load_state_dict(field.module.state_dict())
+    double.refresh()
+    exact = [x0.detach().double().requires_grad_(), c]
+    _, wanted = gradients(double, sampler, exact, double.module, x0=exact[0], cond={"c": c})
+    for grad, value in zip(found, wanted, strict=True):
+        torch.testing.assert_close(grad.double(), value, rtol=2e-5, atol=2e-5)
 
 
 def test_a_second_derivative_is_refused():
@@ -172,25 +202,62 @@ def test_a_second_derivative_is_refused():
         torch.autograd.grad(x.sum(), x0, create_graph=True)
 
 
-def test_a_parameter_that_was_written_before_backward_is_noticed():
-    field, x0 = small(0), leaf(2, 2)
+def test_weights_that_changed_since_they_were_packed_are_refused():
+    field, x0, sampler = small(0, fused.fresh), leaf(2, 2), pfc.Sampler(pfc.plan("euler", 2))
+    with torch.no_grad():
+        field.module.last.bias += 1.0
+    with pytest.raises(RuntimeError, match="changed since they were packed"):
+        sampler(field, x0=x0, enable_grad=True)
+    field.refresh()
+    agree(field, sampler, [x0], x0=x0)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_weight_that_is_written_before_backward_is_noticed(frozen):
+    field, x0 = small(0, fused.fresh), leaf(2, 2)
+    field.module.requires_grad_(not frozen)
     x = pfc.Sampler(pfc.plan("euler", 2))(field, x0=x0, enable_grad=True)
     with torch.no_grad():
-        field.module.flat += 1.0
+        field.module.last.bias += 1.0
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         x.sum().backward()
 
 
-def test_backward_holds_one_evaluation_at_a_time():
-    """What is saved for backward does not grow with the network: the points, and the parameters."""
+def test_a_graph_is_gone_through_twice_where_it_is_retained():
+    field, x0 = small(0), leaf(2, 2)
+    x = pfc.Sampler(pfc.plan("heun", 2))(field, x0=x0, enable_grad=True)
+    x.sum().backward(retain_graph=True)
+    first = x0.grad.clone()
+    x.sum().backward()
+    assert torch.equal(x0.grad, 2 * first)
+
+
+def test_what_is_saved_does_not_grow_with_the_network():
+    """The points, one state for each evaluation, and the parameters, which are there anyway."""
     saved = []
 
     def pack(tensor):
         saved.append(tensor.numel())
         return tensor
 
-    field, x0 = by_hand(network=small_network(2, width=64, depth=3)), leaf(50, 2)
+    field, x0 = fused.small(2, width=64), leaf(50, 2)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         pfc.Sampler(pfc.plan("rk4", 5))(field, x0=x0, enable_grad=True)
-    evaluations = pfc.plan("rk4", 5).nfe
-    assert sum(saved) == evaluations * x0.numel() + field.module.flat.numel()
+    parameters = sum(parameter.numel() for parameter in field.module.parameters())
+    assert sum(saved) == pfc.plan("rk4", 5).nfe * x0.numel() + parameters
+
+
+def test_training_through_a_trajectory():
+    """Gradient descent moves the samples to a point; the field is renewed after each."""
+    field = fused.fresh(2, width=16, depth=2)
+    sampler, x0 = pfc.Sampler(pfc.plan("heun", 3)), leaf(16, 2).detach()
+    optimizer = torch.optim.Adam(field.module.parameters(), lr=0.05)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = (sampler(field, x0=x0, enable_grad=True) - 1.0).square().mean()
+        loss.backward()
+        optimizer.step()
+        field.refresh()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.2 * losses[0]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import pyflowcore as pfc
-from reference.fused import by_hand, hidden
+from reference.fused import hidden, small
 
 PLAN = pfc.plan("heun", 4)  # the last step is of first order: 7 evaluations
 C, NULL = {"c": torch.ones(3, 2)}, {"c": torch.zeros(1, 2)}
@@ -37,7 +37,7 @@ def test_a_module_and_its_device_and_dtype():
 
 
 def test_a_fused_field_runs_in_the_engine():
-    said = pfc.Sampler(PLAN).explain(by_hand(), shape=(3,), seeds=[1, 2])
+    said = pfc.Sampler(PLAN).explain(small(), shape=(3,), seeds=[1, 2])
     assert said.engine == "engine"
     assert said.operators == ("trajectory",)
     assert said.reasons == ()
@@ -49,35 +49,35 @@ def test_a_fused_field_runs_in_the_engine():
 
 def test_branches_and_evaluations():
     sampler = pfc.Sampler(pfc.plan("euler", 10), pfc.CFG(3.0, (0.25, 0.75), zero_until=0.15))
-    said = sampler.explain(by_hand(3, 2), cond=C, uncond=NULL)
+    said = sampler.explain(small(3, 2), cond=C, uncond=NULL)
     # t = 0 and 0.1 are not evaluated; 0.3 to 0.7 are guided.
     assert said.branches == {1: 3, 2: 5}
     assert said.nfe == 8
     assert "8 evaluations (1 branch in 3 rows, 2 branches in 5 rows)" in str(said)
     assert "guidance" in dict(said.parts)
-    assert sampler.explain(by_hand(3, 2), cond=C, uncond=NULL, guidance_scale=1.0).branches == {1: 8}
+    assert sampler.explain(small(3, 2), cond=C, uncond=NULL, guidance_scale=1.0).branches == {1: 8}
     scales = {"guidance_scale": [1.0, 2.0, 3.0]}
     unsaid = {"cond": {"c": torch.tensor(1.0)}, "uncond": {"c": torch.tensor(0.0)}}
-    assert sampler.explain(by_hand(3, 2), **unsaid, **scales).branches == {1: 3, 2: 5}
+    assert sampler.explain(small(3, 2), **unsaid, **scales).branches == {1: 3, 2: 5}
     with pytest.raises(ValueError, match="must be a number or have shape"):
-        sampler.explain(by_hand(3, 2), **unsaid, **scales, batch=4)
-    several = sampler.explain(by_hand(3, 2), cond=[C, C, C], uncond=NULL)
+        sampler.explain(small(3, 2), **unsaid, **scales, batch=4)
+    several = sampler.explain(small(3, 2), cond=[C, C, C], uncond=NULL)
     assert several.branches == {1: 3, 4: 5}
-    assert sampler.explain(hidden(by_hand(3, 2)), cond=C, uncond=NULL).branches == {1: 3, 2: 5}
+    assert sampler.explain(hidden(small(3, 2)), cond=C, uncond=NULL).branches == {1: 3, 2: 5}
 
 
 def test_noise_and_gradients_are_named():
-    said = pfc.Sampler(pfc.plan("euler_maruyama", 3)).explain(by_hand(), enable_grad=True)
+    said = pfc.Sampler(pfc.plan("euler_maruyama", 3)).explain(small(), enable_grad=True)
     parts = dict(said.parts)
     assert "from seeds" in parts["noise"]
     assert parts["gradient"].startswith("the module once more")
-    said = pfc.Sampler(pfc.plan("euler_maruyama", 3)).explain(hidden(by_hand()), enable_grad=True)
+    said = pfc.Sampler(pfc.plan("euler_maruyama", 3)).explain(hidden(small()), enable_grad=True)
     assert said.operators == ("combine",)
     assert "autograd" in dict(said.parts)["gradient"]
 
 
 def weak():
-    return hidden(by_hand(3, 2))
+    return hidden(small(3, 2))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_what_the_engine_does_not_take(guidance, arguments, reason):
     sampler = pfc.Sampler(PLAN, guidance)
     if guidance is not None:
         arguments = {**arguments, "cond": C, "uncond": NULL}
-    said = sampler.explain(by_hand(3, 2), **arguments)
+    said = sampler.explain(small(3, 2), **arguments)
     assert said.engine == "loop"
     assert len(said.reasons) == 1
     assert said.reasons[0].startswith(reason)
@@ -120,25 +120,25 @@ def test_what_the_engine_does_not_take(guidance, arguments, reason):
 )
 def test_and_the_loop_runs_it(guidance, arguments):
     """The same samples as of a callable."""
-    field = by_hand(3, 2, dtype=torch.float32) if guidance else by_hand(dtype=torch.float32)
+    field = small(3, 2, dtype=torch.float32) if guidance else small(dtype=torch.float32)
     sampler, x0 = pfc.Sampler(PLAN, guidance), torch.linspace(-1, 1, 9).reshape(3, 3)
     assert torch.equal(sampler(field, x0=x0, **arguments), sampler(hidden(field), x0=x0, **arguments))
 
 
 def test_several_reasons_are_all_said():
-    said = pfc.Sampler(PLAN).explain(by_hand(), progress=True, noise=torch.Generator())
+    said = pfc.Sampler(PLAN).explain(small(), progress=True, noise=torch.Generator())
     assert len(said.reasons) == 2
     assert str(said).count("because") == 2
 
 
 def test_guidance_by_sample_names_its_operators():
-    said = pfc.Sampler(PLAN, pfc.APG(2.0)).explain(hidden(by_hand(3, 2)), cond=C, uncond=NULL)
+    said = pfc.Sampler(PLAN, pfc.APG(2.0)).explain(hidden(small(3, 2)), cond=C, uncond=NULL)
     assert said.operators == ("combine_", "guide_", "combine_mixed_")
 
 
 def test_without_the_compiled_library(monkeypatch):
     monkeypatch.setattr(pfc._library, "cpu", pfc._library.Backend(False, "it is off for this test"))
-    said = pfc.Sampler(PLAN).explain(by_hand())
+    said = pfc.Sampler(PLAN).explain(small())
     assert said.engine == "loop"
     assert said.kernels == "plain PyTorch"
     assert said.reasons == ("the compiled kernels for 'cpu' are off: it is off for this test",)
@@ -147,13 +147,13 @@ def test_without_the_compiled_library(monkeypatch):
 def test_it_refuses_what_the_call_refuses():
     sampler = pfc.Sampler(PLAN, pfc.CFG(2.0))
     with pytest.raises(ValueError, match="uncond is missing"):
-        sampler.explain(by_hand(3, 2), cond=C)
+        sampler.explain(small(3, 2), cond=C)
     with pytest.raises(ValueError, match="path: the plan is for"):
-        sampler.explain(by_hand(path="vp"))
+        sampler.explain(small(path="vp"))
     with pytest.raises(TypeError, match="hook must be a function"):
-        sampler.explain(by_hand(), hook=3)
+        sampler.explain(small(), hook=3)
     with pytest.raises(TypeError, match="unexpected keyword argument"):
-        sampler.explain(by_hand(), shpe=(3,))
+        sampler.explain(small(), shpe=(3,))
 
 
 def test_nothing_is_evaluated():

@@ -71,6 +71,8 @@ def obstacles(call: Call) -> tuple[str, ...]:
     found = []
     if torch.compiler.is_compiling():
         found.append("torch.compile traces the loop")
+    elif torch._C._are_functorch_transforms_active():
+        found.append("a transform of torch.func is active")
     for name, value in (("hook", call.hook), ("mask", call.mask), ("callback", call.callback)):
         if value is not None:
             found.append(f"{name} wants the state at the grid points, outside the operator")

@@ -11,14 +11,14 @@ from torch import Tensor
 from ..branches import scales_of, without_branch
 from ..calls import Call
 from ..field import Field
+from ..fuse import FusedField
 from ..plans import Plan
 from ..program import program_of
 from ..row_times import cast_times
 
-__all__ = ["PRECISIONS", "Prepared", "prepared"]
+__all__ = ["Fixed", "Prepared", "prepared"]
 
-# A fused field's, by the operators' numbers.
-PRECISIONS = {"float32": 0, "tf32": 1, "bfloat16": 2}
+_trajectory = torch.ops.pyflowcore.trajectory.default
 
 # Of one field.
 _MOST = 16
@@ -43,6 +43,27 @@ class Prepared(NamedTuple):
     most: int
     scales: Tensor | None = None
     held: tuple[Any, ...] = ()
+
+
+class Fixed(NamedTuple):
+    """The operator's arguments but for the start, as they are where nothing has a gradient."""
+
+    field: FusedField
+    made: Prepared
+    params: Tensor
+    layers: Tensor
+    features: Tensor
+    cond: Tensor | None
+    seeds: Tensor | None
+    keep: Tensor | None
+    precision: int
+
+    def trajectory(self, x0: Tensor, keep_points: bool) -> tuple[Tensor, Tensor, Tensor]:
+        made = self.made
+        return _trajectory(
+            x0, made.times, self.cond, self.params, self.layers, self.features, made.table, made.branches, made.scales,
+            self.seeds, self.keep, keep_points, self.precision,
+        )  # fmt: skip
 
 
 _kept: WeakKeyDictionary[Field, dict[tuple[Any, ...], Prepared]] = WeakKeyDictionary()
