@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
-import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
 from small_modules import (
-    CfmMLP, CfmWrapper, FlowMatchingMLP, FourierField, OneLayerBlocks, PosteriorField, PreActivation, Swish, TimestepField,
+    CfmMLP,
+    CfmWrapper,
+    FlowMatchingMLP,
+    FourierField,
+    OneLayerBlocks,
+    PosteriorField,
+    PreActivation,
+    Swish,
+    TimestepField,
 )  # fmt: skip
 from torch import Tensor, nn
 
@@ -47,12 +54,27 @@ def check(field: pfc.FusedField, module, **cond: Tensor) -> None:
         assert_close(fused_values(field, x, t, **cond), want)
         assert_close(field(x, t, **cond), want)
         # float32: within twice the error of the module in float32, with room for the few values here
-        assert float((field(x.float(), t, **{k: v.float() if v.is_floating_point() else v for k, v in cond.items()}) - want).abs().max()) < 1e-3
+        assert (
+            float(
+                (
+                    field(
+                        x.float(),
+                        t,
+                        **{k: v.float() if v.is_floating_point() else v for k, v in cond.items()},
+                    )
+                    - want
+                )
+                .abs()
+                .max()
+            )
+            < 1e-3
+        )
 
 
 ACTIVATIONS = [
     nn.SiLU(), nn.GELU(), nn.GELU(approximate="tanh"), nn.ReLU(), nn.ReLU(inplace=True), nn.SELU(), nn.Tanh(), nn.Softplus(),
-    nn.Softplus(beta=3.0), nn.ELU(), nn.ELU(0.3), nn.Sigmoid(), nn.LeakyReLU(), nn.LeakyReLU(0.3), nn.PReLU(), Swish(), nn.SiLU(inplace=True),
+    nn.Softplus(beta=3.0), nn.ELU(), nn.ELU(0.3), nn.Sigmoid(), nn.LeakyReLU(), nn.LeakyReLU(0.3), nn.PReLU(), Swish(),
+    nn.SiLU(inplace=True),
 ]  # fmt: skip
 
 
@@ -124,7 +146,9 @@ def test_torchcfms():
     check(pfc.fuse(still, inputs=("x",)), lambda x, t: copy.deepcopy(still).double()(x))
 
 
-@pytest.mark.parametrize("order", [("x", "t", "theta"), ("theta", "x", "t"), ("t", "theta", "x"), ("theta", "t", "x")])
+@pytest.mark.parametrize(
+    "order", [("x", "t", "theta"), ("theta", "x", "t"), ("t", "theta", "x"), ("theta", "t", "x")]
+)
 def test_one_tensor_in_any_order(order):
     net = nn.Sequential(nn.Linear(2 + 1 + 4, 11), nn.SiLU(), nn.Linear(11, 2))
     field = pfc.fuse(net, inputs=order)

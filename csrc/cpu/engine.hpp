@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "../core/trajectory.hpp"
+#include "../core/divergence.hpp"
 
 namespace pfc::cpu {
 
@@ -18,6 +18,9 @@ struct EngineKernels {
   void (*time_prefixes)(const TrajectoryArgs&, void* prefixes, int64_t begin, int64_t end);
   // Samples begin to end, through every row.
   void (*trajectory)(const TrajectoryArgs&, const Kernels&, const void* prefixes, int64_t begin, int64_t end);
+  // The network with the trace of its Jacobian, and the trajectory with the change of the log-density.
+  void (*divergence)(const DivergenceArgs&, int64_t begin, int64_t end);
+  void (*log_density)(const LogDensityArgs&, const Kernels&, const void* prefixes, int64_t begin, int64_t end);
 };
 
 // At least so many bytes, on a cache line, of the calling thread's own; what was there before is lost. Kept until the thread

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .. import conditions
 from ..calls import Call
+from ..fuse import FusedField
 from ..initial import start_of
 from ..run import Trajectory
 from . import gradient
-from .fused import Fused
 from .prepared import PRECISIONS, Prepared, prepared
 
 __all__ = ["run"]
@@ -23,7 +23,7 @@ _trajectory = torch.ops.pyflowcore.trajectory.default
 def run(call: Call) -> Tensor | Trajectory:
     """The samples of a call to which :func:`obstacles` has nothing to say."""
     plan = call.plan.on(call.field.path, call.field.prediction)
-    field = cast("Fused", call.field)
+    field = cast("FusedField", call.field)
     with torch.set_grad_enabled(call.enable_grad):
         start = start_of(plan, call.begin, enable_grad=call.enable_grad)
         x0 = start.state

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import _core
 from ..conditions import map_tensors
+from ..fuse import FusedField
 from ..ops.trajectory import point_is_state
-from .fused import Fused
 from .prepared import PRECISIONS, Prepared
 
 __all__ = ["differentiable"]
@@ -28,7 +27,7 @@ _R = _core.record
 class _Fixed(NamedTuple):
     """What has no gradient."""
 
-    field: Fused
+    field: FusedField
     made: Prepared
     cond: Tensor | None
     branches: list[dict[str, Any]]
@@ -37,7 +36,7 @@ class _Fixed(NamedTuple):
 
 
 def differentiable(
-    field: Fused, x0: Tensor, cond: Tensor | None, branches: list[dict[str, Any]], made: Prepared, seeds: Tensor | None,
+    field: FusedField, x0: Tensor, cond: Tensor | None, branches: list[dict[str, Any]], made: Prepared, seeds: Tensor | None,
     keep: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(samples, kept states), with gradients in x0, the conditions, the guidance scales and the module's parameters.
@@ -74,8 +73,12 @@ class _Trajectory(torch.autograd.Function):
         return x, states
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_x: Tensor | None, grad_states: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "a second derivative (create_graph=True): the gradient through a fused field has none; with the module itself "
+                "as the field it has"
+            )
         points, scales, *learned = ctx.saved_tensors
         sweep = _Sweep(ctx.fixed, points, scales, learned, ctx.needs_input_grad[2])
         if grad_x is None:

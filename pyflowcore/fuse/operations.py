@@ -164,7 +164,9 @@ def _check_width(context: Context, value: Traced, into: int) -> None:
         if group.size + into - width > 0:
             raise WantsSize(group.name, group.size + into - width)
     raise context.refuse(
-        f"the layer takes {into} numbers and was given {width}: check inputs= and sizes=", allowed=False
+        f"the layer takes {into} numbers and was given {width}: check inputs= and sizes=",
+        allowed=False,
+        by_shapes=True,
     )
 
 

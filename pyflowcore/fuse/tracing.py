@@ -129,10 +129,12 @@ def trace(module: nn.Module, calling: Calling, guessed: tuple[str, ...] = ()) ->
         except Exception as error:
             raise CannotFuse(
                 context.where,
-                f"forward failed while it was followed, with {_shapes(calling)}: {type(error).__name__}: {error}",
+                f"forward failed while it was followed, with {_shapes(calling)}{_guesses(context)}: {type(error).__name__}: "
+                f"{error}",
                 allowed=False,
+                by_shapes=True,
             ) from error
-    return tape, _output(out, calling, batch)
+    return tape, _output(context, out, calling, batch)
 
 
 def _shapes(calling: Calling) -> str:
@@ -143,11 +145,16 @@ def _shapes(calling: Calling) -> str:
     return ", ".join(f"{name} {found[name]}" for name in calling.inputs)
 
 
+def _guesses(context: Context) -> str:
+    names = sorted(context.guessed)
+    return f" (guesses, of {', '.join(names)}; sizes= says better)" if names else ""
+
+
 def _listed(*shape: object) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
 
-def _output(out: Any, calling: Calling, batch: int) -> Tensor:
+def _output(context: Context, out: Any, calling: Calling, batch: int) -> Tensor:
     if not isinstance(out, Traced):
         what = (
             type(out).__name__
@@ -156,6 +163,8 @@ def _output(out: Any, calling: Calling, batch: int) -> Tensor:
         )
         raise CannotFuse("the module", f"forward returned {what}, a tensor like x is wanted", allowed=False)
     if out.dim() < 1 or out.shape[0] != batch or out[0].numel() != calling.dim:
+        if "x" in context.guessed and out.dim() == 2 and out.shape[0] == batch:
+            raise WantsSize("x", out.shape[1])
         got = _listed(*("B" if n == batch else n for n in out.shape))
         raise CannotFuse(
             "the module",

@@ -42,7 +42,7 @@ class Trace:
     def __init__(
         self, probes: Tensor | None, *, chunk: int | None = None, memory: int = MEMORY, differentiable: bool = False
     ) -> None:  # fmt: skip
-        self._probes, self._differentiable = probes, differentiable
+        self._probes, self.differentiable = probes, differentiable
         self._chunk, self._memory = chunk, memory
         self._products: Callable[[Net, Tensor, Tensor, dict[str, Any], Tensor], Products] | None = None
 
@@ -60,7 +60,7 @@ class Trace:
         """(output, traces [B, estimates] float64) at x [B, ...]; ``cond`` tensors that begin with B belong to the samples."""
         traces: list[Tensor] = []
         out: Tensor | None = None
-        with torch.set_grad_enabled(self._differentiable):
+        with torch.set_grad_enabled(self.differentiable):
             for first, tangents in self._tangents(x):
                 out, products = self._evaluate(net, x, time, cond, tangents)
                 if products.shape[1:] != x.shape:
