@@ -19,6 +19,7 @@ from . import adaptive, fixed
 from .adaptive import Control
 from .divergence import MEMORY, Trace
 from .fixed import check_plan
+from .fused import FusedTrace, fused_trace
 from .probes import Hutchinson
 from .sources import draw, log_density
 
@@ -109,8 +110,9 @@ def log_prob(
     way = _way(plan, Control(t, method, rtol, atol, max_nfe), enable_grad, backwards=True)
     with torch.inference_mode(False), torch.set_grad_enabled(enable_grad):
         state = _state(x1, "x1", enable_grad)
-        trace = _trace(divergence, state, None, chunk, memory, enable_grad)
-        x0, change, nfe, status = _integrate(way, facts, state, _arguments(cond, shared), trace)
+        arguments = _arguments(cond, shared)
+        trace = _trace(facts, divergence, state, arguments, None, chunk, memory, enable_grad)
+        x0, change, nfe, status = _integrate(way, facts, state, arguments, trace)
         values = log_density(source, x0, _scale(facts, way))[:, None] + change
         found = LogProb(*_summary(values, divergence), nfe)
     found.status, found.engine = status, _engine(way, trace)
@@ -159,7 +161,7 @@ def sample_with_log_prob(
         device = tensor.device
     with torch.inference_mode(False), torch.set_grad_enabled(enable_grad):
         start = _start(facts, _scale(facts, way), source, shape, keys, batch, x0, dtype, device, enable_grad)
-        trace = _trace(divergence, start, keys, chunk, memory, enable_grad)
+        trace = _trace(facts, divergence, start, arguments, keys, chunk, memory, enable_grad)
         x1, change, nfe, status = _integrate(way, facts, start, arguments, trace)
         values = log_density(source, start, _scale(facts, way))[:, None] - change
         found = SampleWithLogProb(x1, *_summary(values, divergence), nfe)
@@ -211,13 +213,18 @@ def _integrate(
     """(state at the last time, integral of div u [B, estimates], nfe [B], status [B])."""
     if isinstance(way, Control):
         return adaptive.integrate(way, field, x, cond, trace)
-    end, change = fixed.integrate(way, field, x, cond, trace)
+    if isinstance(trace, FusedTrace):
+        end, change = trace.along(way, x)
+    else:
+        end, change = fixed.integrate(way, field, x, cond, trace)
     nfe = torch.full(x.shape[:1], way.nfe, dtype=torch.int64, device=x.device)
     return end, change, nfe, torch.full_like(nfe, Status.SUCCESS)
 
 
 def _engine(way: Plan | Control, trace: Trace) -> str:
     steps = "adaptive steps" if isinstance(way, Control) else "fixed steps"
+    if isinstance(trace, FusedTrace) and isinstance(way, Plan):
+        steps = "fixed steps in one operator call"
     return f"{steps}; {trace.engine}" if trace.engine else steps
 
 
@@ -272,7 +279,8 @@ def _scale(field: Field, way: Plan | Control) -> float:
 
 
 def _trace(
-    divergence: str | Hutchinson, x: Tensor, keys: Tensor | None, chunk: int | None, memory: int, enable_grad: bool
+    field: Field, divergence: str | Hutchinson, x: Tensor, cond: dict[str, Any], keys: Tensor | None, chunk: int | None,
+    memory: int, enable_grad: bool,
 ) -> Trace:  # fmt: skip
     for name, value in (("chunk", chunk), ("memory", memory)):
         if value is None and name == "chunk":
@@ -287,6 +295,8 @@ def _trace(
         probes = None
     else:
         raise ValueError(f"divergence must be 'exact' or a pfc.Hutchinson, got {divergence!r}")
+    if not enable_grad and (fused := fused_trace(field, x, cond, probes)) is not None:
+        return fused
     return Trace(probes, chunk=chunk, memory=memory, differentiable=enable_grad)
 
 

@@ -8,63 +8,71 @@ import torch
 from torch import Tensor
 
 from .. import _core, _library
+from ..calls import check_field
 from ..field import Field
 from ..fuse import FusedField
 from ..plans import Plan
 from .divergence import Trace
 
-__all__ = ["FusedTrace", "fused_trace", "integrate"]
+__all__ = ["FusedTrace", "fused_trace"]
 
 _R = _core.record
 
 
 class FusedTrace(Trace):
-    """:class:`Trace` of a fused field by the operator ``network_divergence``."""
+    """:class:`Trace` of a fused field by the operator ``network_divergence``.
 
-    def __init__(self, field: FusedField, probes: Tensor | None) -> None:
+    Args:
+        condition: the network's conditions [B, C], or None.
+        probes: as of :class:`Trace`.
+    """
+
+    def __init__(self, field: FusedField, condition: Tensor | None, probes: Tensor | None) -> None:
         super().__init__(probes)
-        self._field = field
-        self.probes = probes
+        self.field, self.condition = field, condition
 
     @property
     def engine(self) -> str:
-        return "fused network, products in the kernel"
+        return "fused network, products inside its kernel"
 
-    def __call__(
-        self, net: Any, x: Tensor, time: Tensor, cond: dict[str, Any]
-    ) -> tuple[Tensor, Tensor]:
-        field = self._field
-        return torch.ops.pyflowcore.network_divergence(
-            x, time, field.condition(cond, len(x), x.dtype, x.device), field.params(x.dtype, x.device), field.layers,
-            field.features, self.probes,
+    def __call__(self, net: Any, x: Tensor, time: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        field = self.field
+        out, traces = torch.ops.pyflowcore.network_divergence(
+            x,
+            time,
+            self.condition,
+            field.params(x.dtype, x.device),
+            field.layers,
+            field.features,
+            self.probes,
+        )
+        return out, traces
+
+    def along(self, plan: Plan, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As :func:`pyflowcore.likelihood.fixed.integrate`, in one operator call."""
+        field = self.field
+        check_field(plan, field)
+        plan = plan.on(field.path, field.prediction)
+        plan.check_range(x.dtype)
+        table = plan.table
+        if field.sign == -1:
+            table = table.clone()
+            table[:, _R["q"]] *= -1.0
+        end, change = torch.ops.pyflowcore.trajectory_log_prob(
+            x, field.map_times(plan.row_times), self.condition, field.params(x.dtype, x.device), field.layers,
+            field.features, table, (table[:, _R["evaluates"]] != 0.0).long(), self.probes,
         )  # fmt: skip
+        return end, change
 
 
-def fused_trace(field: Field, x: Tensor, probes: Tensor | None, enable_grad: bool) -> FusedTrace | None:
-    """For a fused field where the kernels are: on the CPU, without gradients; else None."""
-    kernels = isinstance(field, FusedField) and _library.cpu.live and x.device.type == "cpu"
-    if not kernels or enable_grad:
+def fused_trace(field: Field, x: Tensor, cond: dict[str, Any], probes: Tensor | None) -> FusedTrace | None:
+    """For a fused field where there are kernels, which is on the CPU; else None."""
+    if not isinstance(field, FusedField) or not _library.cpu.live or x.device.type != "cpu":
         return None
-    assert isinstance(field, FusedField)
     if field.precision != "float32":
         raise ValueError(
-            f"field: precision {field.precision!r} is for CUDA, and the state is on {x.device}; fuse with 'float32'"
+            f"field: precision={field.precision!r} is for CUDA, and the state is on {x.device}; fuse with 'float32'"
         )
-    return FusedTrace(field, probes)
-
-
-def integrate(
-    plan: Plan, field: FusedField, x: Tensor, cond: dict[str, Any], probes: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """As :func:`pyflowcore.likelihood.fixed.integrate`, in one operator call."""
-    plan = plan.on(field.path, field.prediction)
-    plan.check_range(x.dtype)
-    table = plan.table
-    if field.sign == -1:
-        table = table.clone()
-        table[:, _R["q"]] *= -1.0
-    end, change = torch.ops.pyflowcore.trajectory_log_prob(
-        x, field.map_times(plan.row_times), field.condition(cond, len(x), x.dtype, x.device),
-        field.params(x.dtype, x.device), field.layers, field.features, table, plan.table[:, _R["evaluates"]].long(), probes,
-    )  # fmt: skip
-    return end, change
+    if x.shape[1:].numel() != field.dim:
+        raise ValueError(f"x must have {field.dim} elements a sample, got {list(x.shape)}")
+    return FusedTrace(field, field.condition(cond, len(x), x.dtype, x.device), probes)
