@@ -74,7 +74,11 @@ FUNCTIONS = {
     "over the batch": (lambda m, h, i: h + h.flip(0), "different samples"),
     "linear over the batch": (lambda m, h, i: F.linear(h.mT, torch.ones(11, 11))[:, :1].mT, "different samples|forward failed"),
     "erf": (lambda m, h, i: m.c(torch.erf(h)), "erf outside an activation that is written by hand"),
-    "gelu": (lambda m, h, i: torch.exp(h), "exp is not a part"),
+    "exp": (lambda m, h, i: m.c(torch.exp(h)), "exp outside an activation that is written by hand"),
+    "log": (lambda m, h, i: torch.log(2 + torch.exp(h)), r"a logarithm of something else than 1 \+ exp\(x\)"),
+    "cube": (lambda m, h, i: m.c(h**3), "cube outside an activation"),
+    "maximum": (lambda m, h, i: torch.maximum(h, m.c(h)), "a maximum with something else than zeros"),
+    "another tanh gate": (lambda m, h, i: 0.5 * h * (1 + torch.tanh(0.8 * (h + 0.044715 * h**3))), "a product of two values"),
     "clamp": (lambda m, h, i: h.clamp(-1, 1), r"a clamp other than clamp\(min=0\)"),
     "complex": (lambda m, h, i: (h + 0j).real, "complex numbers"),
     "complex cast": (lambda m, h, i: h.to(torch.complex64).abs(), "complex numbers"),
@@ -83,7 +87,7 @@ FUNCTIONS = {
     "inputs again": (lambda m, h, i: torch.tanh(m.c(h) + F.pad(i, (0, 5))), "pad is not a part"),
     "time again": (lambda m, h, i: torch.tanh(m.c(h) + i[:, 2:]), "the inputs are used again after the first activation"),
     "scaled residual": (lambda m, h, i: torch.tanh(2 * h + m.c(F.silu(m.c(h)))), "a residual adds a layer's input as it is"),
-    "projected residual": (lambda m, h, i: torch.tanh(m.c(h) + m.c(F.silu(m.c(h)))), r"it adds what c \(Linear\) makes of an ear"),
+    "projected residual": (lambda m, h, i: torch.tanh(m.c(h) + m.c(F.silu(m.c(h)))), r"it adds what c \(Linear\) makes of"),
     "nested": (lambda m, h, i: h + m.c(F.silu((g := F.silu(m.c(h))) + m.c(F.silu(m.c(g))))), "a residual block inside another"),
     "one hot": (lambda m, h, i: F.one_hot(h.long()), "a cast to integers of values that are no condition's"),
     "setitem": (lambda m, h, i: h.__setitem__((slice(None), 0), 0.0) or h, "setitem"),
@@ -195,7 +199,8 @@ def test_shapes_that_do_not_fit():
             return self.net(x.reshape(-1, 2, 2))
 
     with pytest.raises(
-        pfc.CannotFuse, match=r"forward failed while it was followed, with x \[B, \d\], t \[B\]: RuntimeError"
+        pfc.CannotFuse,
+        match=r"forward failed while it was followed, with x \[B, 2\], t \[B\] \(guessed: x; sizes= says what they are\): Run",
     ):
         pfc.fuse(Broken())
 

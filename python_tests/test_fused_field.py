@@ -380,3 +380,23 @@ def test_what_torch_compile_wraps():
     net = small()
     field = pfc.fuse(torch.compile(net))
     assert field.module is net
+
+
+def test_inference_mode_leaves_nothing_behind():
+    with torch.inference_mode():
+        net = small()
+        field = pfc.fuse(net)
+        x, t = torch.randn(3, 2), torch.rand(3)
+        first = field(x, t)
+    assert not field.params(torch.float32).is_inference()
+    with torch.no_grad():
+        assert torch.equal(field(x.clone(), t.clone()), first)
+    field.refresh()
+    assert not field.stale()
+
+
+def test_a_compiled_call():
+    field = pfc.fuse(small())
+    x, t = torch.randn(3, 2), torch.rand(3)
+    with torch.no_grad():
+        assert torch.equal(torch.compile(field, backend="eager", fullgraph=True)(x, t), field(x, t))

@@ -42,7 +42,9 @@ class Lowered:
         key = ("params", dtype, str(device))
         found = self.cache.get(key)
         if found is None:
-            found = self.cache[key] = self.network.pack(dtype, device)
+            # An ordinary tensor also where the first call is inside torch.inference_mode().
+            with torch.inference_mode(False), torch.no_grad():
+                found = self.cache[key] = self.network.pack(dtype, device)
         return found
 
     def table(self, number: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -52,7 +54,8 @@ class Lowered:
         if found is None:
             table = self.conditions[number].table
             assert table is not None
-            found = self.cache[key] = table.to(device=device, dtype=dtype)
+            with torch.inference_mode(False), torch.no_grad():
+                found = self.cache[key] = table.to(device=device, dtype=dtype)
         return found
 
     def written(self, module: nn.Module) -> bool:

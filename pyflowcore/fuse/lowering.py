@@ -183,7 +183,7 @@ class _Walk:
             if all(group.kind != "x" for group in roots):
                 raise CannotFuse(
                     source.where,
-                    "layers over the time or the conditions alone, before x comes in (an embedding network); a fused network is "
+                    "layers over the time or the conditions alone, before x comes in (an embedding network); a network is "
                     "one chain of layers",
                 )
             raise CannotFuse(
@@ -194,7 +194,7 @@ class _Walk:
         if len(others) > 1:
             raise CannotFuse(where, "a sum over more than two earlier layers, or branches side by side")
         (skip,) = others
-        if not _is_eye(form.blocks[skip]):
+        if not form.is_one(skip):
             raise CannotFuse(
                 where,
                 f"it reads two earlier layers at once ({skip.where} and {source.where}); a residual adds one of them as it is",
@@ -223,7 +223,7 @@ class _Walk:
                 form = self.tape.expanded(form, latest)
                 continue
             # What is left are sums with an earlier vector. As it is, it may be added; anything else is written out.
-            scaled = [g for g in candidates if not _is_eye(form.blocks[g])]
+            scaled = [g for g in candidates if not form.is_one(g)]
             if not scaled:
                 return form
             form = self.tape.expanded(form, scaled[0])
@@ -244,10 +244,5 @@ class _Walk:
             groups = (groups - {latest}) | set(self.tape.groups_of(latest.atoms))
 
 
-def _is_eye(block: Tensor) -> bool:
-    rows, columns = block.shape
-    return rows == columns and bool((block == torch.eye(rows, dtype=block.dtype)).all())
-
-
 def _is_identity(form: Form, group: Group) -> bool:
-    return bool((form.bias == 0).all()) and _is_eye(form.blocks[group])
+    return not form.shifted and form.is_one(group)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from . import activations, operations, shapes  # the handlers of torch functions
+from . import activations, by_hand, operations, shapes  # the handlers of torch functions
 from .calling import Calling
 from .errors import CannotFuse, WantsLabels, WantsSize
 from .tape import Tape
@@ -19,7 +19,7 @@ from .traced import Context, Traced
 
 __all__ = ["InFloat64", "double_copy", "trace"]
 
-_HANDLERS = (activations, operations, shapes)
+_HANDLERS = (activations, by_hand, operations, shapes)
 
 
 def double_copy(module: nn.Module) -> nn.Module:
@@ -147,7 +147,7 @@ def _shapes(calling: Calling) -> str:
 
 def _guesses(context: Context) -> str:
     names = sorted(context.guessed)
-    return f" (guesses, of {', '.join(names)}; sizes= says better)" if names else ""
+    return f" (guessed: {', '.join(names)}; sizes= says what they are)" if names else ""
 
 
 def _listed(*shape: object) -> str:
