@@ -43,6 +43,4 @@ def matrix_arm(device: str, precision: str = "float32") -> Arm:
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     call = functools.partial(torch.mm, a, b, out=torch.empty_like(a))
-    return Arm(
-        f"matrix product {size}", "ceiling", [in_precision(precision, call)], operations=2 * size**3
-    )
+    return Arm(f"matrix product {size}", "ceiling", [in_precision(precision, call)], operations=2 * size**3)

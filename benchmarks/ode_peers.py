@@ -17,6 +17,18 @@ Field = Callable[[Tensor, Tensor], Tensor]  # of x and t
 Call = Callable[[], Tensor]
 
 
+class Counted:
+    """A field that counts its evaluations."""
+
+    def __init__(self, field: Field) -> None:
+        self._field = field
+        self.calls = 0
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += 1
+        return self._field(x, t)
+
+
 def missing(module: str) -> str:
     """Why ``module`` cannot be used; empty where it can."""
     try:

@@ -39,7 +39,9 @@ class Arm:
         if self.per_call < 1:
             raise ValueError(f"per_call must be at least 1, got {self.per_call}")
         if self.operations and self.role != "ceiling":
-            raise ValueError(f"operations of arm {self.name!r} are for a ceiling alone, its role is {self.role!r}")
+            raise ValueError(
+                f"operations of arm {self.name!r} are for a ceiling alone, its role is {self.role!r}"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,10 @@
-"""The loop of an adaptive solve: the field is evaluated for all samples at once, each at the time and the stage where it is."""
+"""The loop of an adaptive solve: the field is evaluated for all samples at once, each at the time and the stage where it is.
+
+After each evaluation, a round, one operator call (``adaptive_``) does the rest for every sample. The host needs to know one
+thing only, whether all have finished. On a CPU it looks after every round, which costs nothing. On a device it looks once in
+``_STEPS`` steps, at a copy that was ordered ``_STEPS`` steps before: the device always has work, and the host waits for what
+has long been done.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _library, conditions
 from .field import Field
+from .fuse import FusedField
 from .ops import _plain_adaptive
+from .ops._plain_guide import CHUNK
 from .ops.adaptive import TABLES, slots
 
 __all__ = ["Problem", "run"]
 
 _adaptive_ = torch.ops.pyflowcore.adaptive_.default
 _CLOCK, _COUNTS = _plain_adaptive.CLOCK, _plain_adaptive.COUNTS
+_STEPS = 2
+# The batch shrinks when this share of it has finished: each time costs a copy of the points and the conditions.
+_SHRINK = 0.25
+Evaluate = Callable[[Tensor, Tensor, dict[str, Any]], Tensor]
 
 
 @dataclass
@@ -35,21 +48,27 @@ class Problem:
     compact: bool
     rounds: int | None
     norm_elements: int
+    record: bool = False
+
+    def maps_times(self) -> bool:
+        """Whether the network's time is another than t."""
+        field = self.field
+        return field.time is not None or field.round_time or field.path.network_times(self.times) is not None
 
 
-class _Buffers:
+class Buffers:
     """The memory of a solve. Everything but y, t and inp stays where it is when the batch shrinks."""
 
     def __init__(self, problem: Problem) -> None:
-        x0, device = problem.x0, problem.x0.device
-        batch = len(x0)
+        x0, device, field = problem.x0, problem.x0.device, problem.field
+        batch, count = len(x0), len(problem.times)
         self.x = x0.detach().clone(memory_format=torch.contiguous_format)
         self.y = self.x.clone()
         self.times = problem.times.to(device)
         self.table = TABLES[problem.method].to(device)
-        count = slots(problem.method, len(problem.times) > 2)
-        self.k = x0.new_empty((batch, count, *x0.shape[1:]))
-        self.rows = x0.new_empty((len(problem.times), *x0.shape))
+        self.slots = slots(problem.method, count > 2)
+        self.k = x0.new_empty((batch, self.slots, *x0.shape[1:]))
+        self.rows = x0.new_empty((count, *x0.shape))
         self.rows[0] = self.x
         self.clock = torch.zeros(batch, len(_CLOCK), dtype=torch.float64, device=device)
         self.counts = torch.zeros(batch, len(_COUNTS), dtype=torch.int64, device=device)
@@ -60,13 +79,11 @@ class _Buffers:
         self.counts[:, _COUNTS.index("status")] = _plain_adaptive.UNFINISHED
         self.counts[:, _COUNTS.index("row")] = 1
         self.running = torch.full((1,), batch, dtype=torch.int64, device=device)
-        field = problem.field
-        mapped = (
-            field.time is not None or field.round_time or field.path.network_times(problem.times) is not None
-        )
-        self.t = torch.empty(
-            batch, dtype=torch.float64 if mapped else field.time_dtype or x0.dtype, device=device
-        )
+        sample = self.x[0].numel() if batch else 0
+        self.partial = torch.empty(2 * batch * -(-sample // CHUNK), dtype=torch.float64, device=device)
+        self.steps = torch.empty(batch, 64, 2, dtype=torch.float64, device=device) if problem.record else None
+        t_dtype = torch.float64 if problem.maps_times() else field.time_dtype or x0.dtype
+        self.t = torch.empty(batch, dtype=t_dtype, device=device)
         self.t.copy_(self.times[0])
         cast = field.dtype is not None and field.dtype != x0.dtype
         self.inp = self.x.to(field.dtype) if cast else None
@@ -76,49 +93,132 @@ class _Buffers:
         part, names = (self.clock, _CLOCK) if name in _CLOCK else (self.counts, _COUNTS)
         return part[:, names.index(name)].clone()
 
+    def room_for_steps(self, rounds: int, stages: int) -> None:
+        """A sample accepts at most one step in `stages` rounds: no look at the counts is needed."""
+        if self.steps is not None and rounds // stages + 1 >= self.steps.shape[1]:
+            self.steps = torch.cat([self.steps, torch.empty_like(self.steps)], dim=1)
 
-def run(problem: Problem) -> dict[str, Any]:
-    """The fields of a Solution, but t."""
-    b = _Buffers(problem)
-    evaluate = _evaluator(problem)
-    sign = float(problem.field.sign)
-    cond = problem.cond
+    def shrink(self, cond: dict[str, Any]) -> dict[str, Any]:
+        """Leaves the finished samples out of y, t, inp and the conditions."""
+        home = torch.arange(len(self.x), device=self.x.device) if self.home is None else self.home
+        kept = (self.counts[home, _COUNTS.index("status")] == _plain_adaptive.UNFINISHED).nonzero()[:, 0]
+        before = len(self.y)
+        self.home, self.y, self.t = home[kept], self.y[kept], self.t[kept]
+        self.inp = None if self.inp is None else self.inp[kept]
+
+        def pick(value: Tensor) -> Tensor:
+            return value[kept.to(value.device)] if value.dim() > 0 and len(value) == before else value
+
+        return {name: conditions.map_tensors(value, pick) for name, value in cond.items()}
+
+
+class _Watch:
+    """How many samples are still running, as far as the host knows. Counts its looks in `looks`."""
+
+    def __init__(self, running: Tensor, every: int) -> None:
+        self.looks = 0
+        self.running, self.every = running, every
+        self._value = running.numpy() if running.device.type == "cpu" else None
+        self._ordered: list[tuple[torch.cuda.Event | None, Tensor]] = []
+
+    def look(self, rounds: int) -> int | None:
+        """The number, or None where it is not looked at after so many rounds."""
+        if self._value is not None:
+            return int(self._value[0])
+        if rounds % self.every:
+            return None
+        found = None
+        if self._ordered:
+            event, value = self._ordered.pop()
+            if event is not None:
+                event.synchronize()
+            self.looks += 1
+            found = int(value)
+        self._ordered.append(self._order())
+        return found
+
+    def _order(self) -> tuple[torch.cuda.Event | None, Tensor]:
+        if self.running.device.type != "cuda":
+            return None, self.running.clone()
+        value = torch.empty(1, dtype=torch.int64, pin_memory=True)
+        value.copy_(self.running, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.running.device))
+        return event, value
+
+
+def run(problem: Problem) -> tuple[Buffers, int]:
+    """The buffers when all samples have finished, or the rounds are over; and how many rounds there were."""
+    b = Buffers(problem)
+    evaluate, sign, cond = evaluator(problem), float(problem.field.sign), problem.cond
+    stages = int(TABLES[problem.method][_plain_adaptive.FACTS, _plain_adaptive.STAGES])
+    watch = None if problem.rounds is not None else _Watch(b.running, _STEPS * stages)
     done = 0
     while b.x.numel() and (problem.rounds is None or done < problem.rounds):
+        b.room_for_steps(done, stages)
         f = evaluate(b.y if b.inp is None else b.inp, b.t, cond)
         _adaptive_(
-            f, b.x, b.y, b.inp, b.t, b.k, b.clock, b.counts, b.rows, b.running, None, b.home, b.times, b.table,
-            problem.norm_elements, problem.max_nfe, sign,
+            f, b.x, b.y, b.inp, b.t, b.k, b.clock, b.counts, b.rows, b.running, b.partial, b.steps, b.home, b.times,
+            b.table, problem.norm_elements, problem.max_nfe, sign,
         )  # fmt: skip
         done += 1
-        if problem.rounds is None and not int(b.running):
+        left = None if watch is None else watch.look(done)
+        if left == 0:
             break
-    return _result(b, done)
+        if problem.compact and left is not None and left <= (1.0 - _SHRINK) * len(b.y):
+            cond = b.shrink(cond)
+    return b, done
 
 
-def _result(b: _Buffers, rounds: int) -> dict[str, Any]:
-    row = b.column("row")
-    waits = torch.arange(len(b.rows), device=row.device)[:, None] >= row
-    rows = torch.where(waits.reshape(*waits.shape, *[1] * (b.x.dim() - 1)), b.x, b.rows)
-    return {
-        "x": rows, "status": b.column("status"), "reached": b.column("t"), "nfe": b.column("nfe"),
-        "accepted": b.column("accepted"), "rejected": b.column("rejected"), "rounds": rounds,
-        "engine": "batched loop",
-    }  # fmt: skip
+def why_not_fused(problem: Problem) -> str | None:
+    """Why a solve of this field is not one call; None if it is."""
+    field = problem.field
+    if not isinstance(field, FusedField):
+        return "the field is not fused"
+    if problem.x0.device.type != "cpu" or not _library.cpu.live:
+        return "no kernel for this device"
+    if problem.record:
+        return "gradients are wanted"
+    if problem.rounds is not None:
+        return "rounds are given"
+    if problem.maps_times():
+        return "the field maps times"
+    return None if field.precision == "float32" else f"the field's precision is {field.precision}"
 
 
-def _evaluator(problem: Problem) -> Callable[[Tensor, Tensor, dict[str, Any]], Tensor]:
+def run_fused(problem: Problem) -> Buffers:
+    """The solve of a fused field in one call."""
+    b, field, x0 = Buffers(problem), problem.field, problem.x0
+    assert isinstance(field, FusedField)
+    if x0.numel():
+        cond = field.condition(problem.cond, len(x0), x0.dtype, x0.device)
+        torch.ops.pyflowcore.network_solve_(
+            b.x, b.clock, b.counts, b.rows, cond, field.params(x0.dtype), field.layers, field.features, b.times, b.table,
+            b.slots, problem.norm_elements, problem.max_nfe, float(field.sign),
+        )  # fmt: skip
+    return b
+
+
+def evaluator(problem: Problem) -> Evaluate:
     """The network's output for points y and times t; the sign is the operator's business."""
     field = problem.field
     net, scalar = field.net, field.time_shape == "scalar"
-    mapped = field.time is not None or field.round_time or field.path.network_times(problem.times) is not None
+    mapped, wanted = problem.maps_times(), field.time_dtype or problem.x0.dtype
     if not mapped and not scalar:
         return lambda y, t, cond: net(y, t, **cond)
 
     def evaluate(y: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
         if mapped:
-            t = field.time(t.clone()) if field.time is not None else t
-            t = (t.round() if field.round_time else t).to(field.time_dtype or problem.x0.dtype)
+            t = network_times(field, t).to(wanted)
         return net(y, t[0] if scalar else t, **cond)
 
     return evaluate
+
+
+def network_times(field: Field, t: Tensor) -> Tensor:
+    """Field.map_times of float64 times, without a look at their values."""
+    at = field._default_times(t) if field.time is None else field.time(t.clone())
+    if not isinstance(at, Tensor) or at.shape != t.shape:
+        what = list(at.shape) if isinstance(at, Tensor) else type(at).__name__
+        raise ValueError(f"field's time must keep the shape {list(t.shape)} of the times, it returned {what}")
+    return at.double().round() if field.round_time else at.double()

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ._library import PyflowcoreWarning
-from .adaptive_loop import Problem, run
+from .adaptive_loop import Buffers, Problem, run, run_fused, why_not_fused
 from .field import Field, as_field
 from .ops import _plain_adaptive
 from .ops.adaptive import METHODS
+from .replay import replay
 from .scales import seen
 
 __all__ = ["Solution", "Status", "solve"]
@@ -49,8 +50,8 @@ class Solution:
         reached: [B] float64, the time that each sample got to; the last of t where it succeeded.
         nfe: [B] int64, evaluations of the field that the sample's steps took, those of its first step's size included.
         accepted, rejected: [B] int64, steps.
-        rounds: evaluations of the field on the batch.
-        engine: what ran.
+        rounds: evaluations of the field on the batch; 0 where the engine evaluates it itself.
+        engine: what ran: "one call" for a fused field, or "batched loop: " and why.
     """
 
     x: Tensor
@@ -82,9 +83,43 @@ def solve(
     first_step: float | None = None,
     compact: bool = False,
     rounds: int | None = None,
+    enable_grad: bool = False,
     norm_elements: int | None = None,
 ) -> Solution:
-    """Integrates dx/dt = field(x, t) with error control, each sample with step sizes, status and counts of its own."""
+    """Integrates dx/dt = field(x, t) from t[0] through every time of t, with error control for each sample by itself.
+
+    A sample's steps depend on nothing but its own values: it takes the same ones alone and in any batch (to the bit, for
+    fields that are: fused ones, and those that do not mix samples), and one that fails, or is slow, changes no other. The step
+    control is that of ``docs/adaptive.md``.
+
+    Args:
+        field: a :class:`Field` that predicts the velocity, on any path, or a callable ``field(x, t, **cond) -> Tensor``: x
+            [B, ...] and t [B] in the state's dtype (or the field's). A fused field on a CPU is solved in one call.
+        x0: [B, ...] the states at t[0], float32 or float64.
+        t: at least two times, increasing or decreasing; taken in float64.
+        method: "bosh3" (order 3), "dopri5" or "tsit5" (5), "dop853" (8).
+        rtol, atol: tolerances, numbers or [B]: a step is taken if the root mean square over a sample's elements of
+            error / (atol + rtol max(|x|, |x'|)) is at most 1. atol is positive.
+        cond: keyword arguments of the field.
+        max_nfe: evaluations after which a sample returns where it got to.
+        first_step: the size of the first attempt. Default: from two evaluations of the field.
+        compact: the field is evaluated on the unfinished samples only: the batch shrinks, so everything that belongs to a
+            sample must come through ``cond``, in tensors that begin with B.
+        rounds: evaluate the field exactly this often and look at nothing, so that the solve can be captured in a graph;
+            samples that need more have the status UNFINISHED. Give t as a float64 tensor on x0's device then.
+        enable_grad: x has a gradient, in x0, in the tensors of cond and in the field's parameters: the accepted steps are run
+            again with their lengths held constant. Memory: one state for each step.
+        norm_elements: so many elements of the flattened sample count in the error; the rest come along. Default: all.
+
+    Returns:
+        :class:`Solution`.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+
+    Warns:
+        PyflowcoreWarning: for rtol below 1e-6 with a float32 state.
+    """
     made = as_field(field)
     _check_field(made)
     if not isinstance(x0, Tensor):
@@ -115,6 +150,8 @@ def solve(
         raise ValueError(f"rounds must be a positive integer or None, got {rounds!r}")
     if first_step is not None and not (math.isfinite(first_step) and first_step > 0):
         raise ValueError(f"first_step must be a positive number, got {first_step!r}")
+    if enable_grad and rounds is not None:
+        raise ValueError("enable_grad=True needs to know the accepted steps, which rounds=N never asks")
     if compact and rounds is not None:
         raise ValueError("compact=True needs to know which samples are finished, which rounds=N never asks")
     if cond is not None and not isinstance(cond, dict):
@@ -124,11 +161,22 @@ def solve(
         raise ValueError(f"norm_elements must lie in 1..{sample}, got {norm_elements}")
     problem = Problem(
         made, x0, times, method, tolerances[0], tolerances[1], cond or {}, max_nfe, first_step or 0.0, compact, rounds,
-        sample if norm_elements is None else norm_elements,
+        sample if norm_elements is None else norm_elements, record=enable_grad,
     )  # fmt: skip
+    why = why_not_fused(problem)
     with torch.no_grad():
-        found = run(problem)
-    return Solution(t=times, **found)
+        buffers, done = run(problem) if why else (run_fused(problem), 0)
+    x = replay(problem, buffers) if enable_grad else _states(buffers)
+    counts = {name: buffers.column(name) for name in ("status", "nfe", "accepted", "rejected")}
+    engine = f"batched loop: {why}" if why else "one call"
+    return Solution(x=x, t=times, reached=buffers.column("t"), rounds=done, engine=engine, **counts)
+
+
+def _states(buffers: Buffers) -> Tensor:
+    """The output rows; where a time was not reached, the state that the sample got to."""
+    row = buffers.column("row")
+    waits = torch.arange(len(buffers.rows), device=row.device)[:, None] >= row
+    return torch.where(waits.reshape(*waits.shape, *[1] * (buffers.x.dim() - 1)), buffers.x, buffers.rows)
 
 
 def _check_field(field: Field) -> None:
@@ -147,12 +195,10 @@ def _check_field(field: Field) -> None:
 
 def _times(t: Tensor | Sequence[float]) -> Tensor:
     try:
-        if isinstance(t, Tensor):
-            times = t.detach().double()
-        else:
-            times = torch.tensor([float(one) for one in t], dtype=torch.float64)
+        given = t if isinstance(t, Tensor) else torch.tensor([float(one) for one in t], dtype=torch.float64)
     except (TypeError, ValueError):
         raise TypeError(f"t must be a 1-D tensor or a sequence of numbers, got {t!r}") from None
+    times = given.detach().double()
     if times.dim() != 1 or len(times) < 2:
         raise ValueError(f"t must be 1-D with at least two times, got shape {list(times.shape)}")
     if seen(times):

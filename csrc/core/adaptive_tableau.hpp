@@ -14,15 +14,16 @@ namespace pfc {
 
 // Rows of a method's table, each of kColumns numbers. pyflowcore/ops/_plain_adaptive.py reads the same layout.
 namespace method_record {
-inline constexpr int kColumns = 16;  // stages, in the order in which they are evaluated
-inline constexpr int kPoint = 0;     // row s: x + h sum_j kPoint[s][j] k_j is where stage s is evaluated
-inline constexpr int kTime = 16;     // its time is t + kTime[s] h
+inline constexpr int kColumns = 16;              // stages, in the order in which they are evaluated
+inline constexpr int kPoint = 0;                 // row s: x + h sum_j kPoint[s][j] k_j is where stage s is evaluated
+inline constexpr int kTime = 16;                 // its time is t + kTime[s] h
 inline constexpr int kError = 17, kError3 = 18;  // the second, DOP853's alone
 inline constexpr int kDense = 19;                // up to 4 rows
 inline constexpr int kFacts = 23;
 inline constexpr int kRows = 24;
 // Columns of the last row.
-inline constexpr int kStages = 0;     // of a step; stage kStages is evaluated at the step's end, and is the next one's first
+inline constexpr int kStages =
+    0;  // of a step; stage kStages is evaluated at the step's end, and is the next one's first
 inline constexpr int kDecides = 1;    // the error is known after this stage
 inline constexpr int kExtra = 2;      // stages of dense output, after that one
 inline constexpr int kOrder = 3;      // of the embedded estimate, plus 1: the error is O(h^kOrder)
@@ -102,8 +103,8 @@ inline constexpr AdaptiveTableau kAdaptiveDOP853{
       -11.57390253995963, 6.8812326946963, -1.0006050966910838, 0.7777137798053443, -2.778205752353508,
       -60.19669523126412, 84.32040550667716, 11.99229113618279},
      {-25.69393346270375, 0.0, 0.0, 0.0, 0.0, -154.18974869023643, -231.5293791760455, 357.6391179106141,
-      93.40532418362432, -37.45832313645163, 104.0996495089623, 29.8402934266605, -43.53345659001114,
-      96.32455395918828, -39.17726167561544, -149.72683625798564}}};
+      93.40532418362432, -37.45832313645163, 104.0996495089623, 29.8402934266605, -43.53345659001114, 96.32455395918828,
+      -39.17726167561544, -149.72683625798564}}};
 
 inline constexpr const AdaptiveTableau* kAdaptiveTableaus[] = {&kAdaptiveBosh3, &kAdaptiveDopri5, &kAdaptiveTsit5,
                                                                &kAdaptiveDOP853};

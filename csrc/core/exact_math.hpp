@@ -44,6 +44,26 @@ PFC_HD float log(float x) {
   return n * 0.693115234375f + (f + low);
 }
 
+// Natural logarithm of a positive normal float64; below 2 ulp.
+// x = 2^k m with m in [sqrt(1/2), sqrt(2)), s = (m - 1) / (m + 1), log m = 2 atanh(s) = 2 s + s^3 P(s^2).
+PFC_HD double log(double x) {
+  const int64_t bits = bit_cast<int64_t>(x) - 0x3fe6a09e667f3bcd;  // sqrt(1/2)
+  const double n = static_cast<double>(bits >> 52);
+  const double f = bit_cast<double>((bits & 0x000fffffffffffff) + 0x3fe6a09e667f3bcd) - 1.0;
+  const double s = f / (2.0 + f);
+  const double z = s * s;
+  double p = 0x1.0c06cf14c641bp-3;
+  p = p * z + 0x1.0fbe478772696p-3;
+  p = p * z + 0x1.3b1c38474d3eep-3;
+  p = p * z + 0x1.745cf8f6c9119p-3;
+  p = p * z + 0x1.c71c72017a15cp-3;
+  p = p * z + 0x1.2492492476ba1p-2;
+  p = p * z + 0x1.9999999999a38p-2;
+  p = p * z + 0x1.5555555555555p-1;
+  const double low = s * z * p + n * 0x1.a39ef35793c76p-33;
+  return n * 0x1.62e42fee00000p-1 + (2.0 * s + low);
+}
+
 // sin and cos of an angle in [0, pi/4], float32, below 1 ulp.
 PFC_HD float sin_octant(float a) {
   const float z = a * a;

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "../core/adaptive.hpp"
 #include "../core/arguments.hpp"
 #include "../core/guide.hpp"
 
@@ -24,6 +25,10 @@ struct Kernels {
   void (*guide_partial)(const GuideArgs&, int64_t begin, int64_t end);  // chunks
   void (*guide_finish)(const GuideArgs&, int64_t begin, int64_t end);   // samples
   void (*interpolate)(const InterpolateArgs&, int64_t begin, int64_t end);
+  void (*adaptive)(const AdaptiveArgs&, int64_t begin, int64_t end);          // samples, whole
+  void (*adaptive_sums)(const AdaptiveArgs&, int64_t begin, int64_t end);     // or in three rounds: chunks,
+  void (*adaptive_control)(const AdaptiveArgs&, int64_t begin, int64_t end);  // samples,
+  void (*adaptive_apply)(const AdaptiveArgs&, int64_t begin, int64_t end);    // chunks
 };
 
 // The best set for this machine, or the one named by the environment variable PYFLOWCORE_CPU_ISA or by select_isa.

@@ -1,4 +1,5 @@
 // Compiled once per instruction set; PFC_ISA names it. Everything but the table is in an unnamed namespace.
+#include "adaptive_kernel.hpp"
 #include "combine_kernel.hpp"
 #include "guide_kernel.hpp"
 #include "interpolate_kernel.hpp"
@@ -12,6 +13,15 @@
 namespace pfc::cpu {
 extern const EngineKernels PFC_JOIN(kEngine_, PFC_ISA);
 extern const Kernels PFC_JOIN(kKernels_, PFC_ISA);
-const Kernels PFC_JOIN(kKernels_, PFC_ISA){
-    PFC_STRING(PFC_ISA), &PFC_JOIN(kEngine_, PFC_ISA), &combine, &normals, &guide_partial, &guide_finish, &interpolate};
+const Kernels PFC_JOIN(kKernels_, PFC_ISA){PFC_STRING(PFC_ISA),
+                                           &PFC_JOIN(kEngine_, PFC_ISA),
+                                           &combine,
+                                           &normals,
+                                           &guide_partial,
+                                           &guide_finish,
+                                           &interpolate,
+                                           &adaptive,
+                                           &adaptive_sums,
+                                           &adaptive_control,
+                                           &adaptive_apply};
 }  // namespace pfc::cpu

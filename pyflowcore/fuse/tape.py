@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,8 +31,11 @@ class Group:
         where: the part of the module that made it, for messages.
         name: of the condition, activation, function, or kind of feature; parameter: of the activation.
         atoms: what an affine map or an activation reads.
-        weight: [size, len(atoms)] of an affine map; the table [labels, size] of an embedding; frequencies [size] of features.
+        weight: [size, len(atoms)] of an affine map; or, of one that acts on each element, [len(atoms)], a multiple of size:
+            atom j goes to element j % size. The table [labels, size] of an embedding; frequencies [size] of features.
         bias: [size], also of constants (their values) and of features (their phases).
+        selects: whether an affine map adds up what it reads, by its nature and not by the weights that it happens to have.
+        shifted: whether it has a bias, be it zero.
     """
 
     kind: str
@@ -43,6 +47,8 @@ class Group:
     atoms: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     weight: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.float64))
     bias: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    selects: bool = False
+    shifted: bool = True
 
     @property
     def is_input(self) -> bool:
@@ -51,10 +57,16 @@ class Group:
 
 @dataclass
 class Form:
-    """An affine map: of which groups, by which matrices [rows, group.size], and a bias [rows]."""
+    """An affine map: of which groups, by which matrices [rows, group.size], and a bias [rows].
+
+    ``selects`` holds the groups whose matrices are made of no weights, and ``shifted`` says whether there is a bias, so that
+    the layers do not depend on what values the weights have.
+    """
 
     blocks: dict[Group, Tensor]
     bias: Tensor
+    selects: set[Group]
+    shifted: bool
 
     def latest(self) -> Group | None:
         """The group, made last, that is no input."""
@@ -65,14 +77,21 @@ class Form:
         blocks = dict(self.blocks)
         for group, matrix in other.blocks.items():
             blocks[group] = blocks[group] + matrix if group in blocks else matrix
-        return Form(blocks, self.bias + other.bias)
-
-    def after(self, matrix: Tensor) -> Form:
-        """matrix times this."""
-        return Form({group: matrix @ block for group, block in self.blocks.items()}, matrix @ self.bias)
+        weighed = (self.blocks.keys() - self.selects) | (other.blocks.keys() - other.selects)
+        return Form(blocks, self.bias + other.bias, set(blocks) - weighed, self.shifted or other.shifted)
 
     def without(self, group: Group) -> Form:
-        return Form({other: block for other, block in self.blocks.items() if other is not group}, self.bias)
+        blocks = {other: block for other, block in self.blocks.items() if other is not group}
+        return Form(blocks, self.bias, self.selects - {group}, self.shifted)
+
+    def is_one(self, group: Group) -> bool:
+        """Whether the group goes in as it is."""
+        block = self.blocks[group]
+        return (
+            group in self.selects
+            and block.shape[0] == block.shape[1]
+            and torch.equal(block, torch.eye(len(block), dtype=block.dtype))
+        )
 
 
 class Tape:
@@ -82,6 +101,7 @@ class Tape:
         self.groups: list[Group] = []
         self._starts: list[int] = []
         self._end = 0
+        self._of_inputs: dict[int, bool] = {}
 
     def add(self, kind: str, size: int, where: str, **rest: object) -> Tensor:
         """A new group; its atoms."""
@@ -98,36 +118,77 @@ class Tape:
 
     def groups_of(self, atoms: Tensor) -> list[Group]:
         """The groups that hold these atoms, in their order."""
-        starts = torch.tensor(self._starts)
-        found = torch.searchsorted(starts, atoms.reshape(-1), right=True) - 1
-        # Groups without elements share their start with the next one; right=True finds the last of them.
-        return [self.groups[i] for i in found.unique().tolist()]
+        # Groups without elements share their start with the next one; "right" finds the last of them.
+        found = np.searchsorted(self._starts, np.unique(atoms.numpy()), side="right") - 1
+        return [self.groups[i] for i in np.unique(found).tolist()]
 
-    def form(self, weight: Tensor, atoms: Tensor, bias: Tensor) -> Form:
+    def form(self, weight: Tensor, atoms: Tensor, bias: Tensor, selects: bool, shifted: bool) -> Form:
         """The affine map of these atoms, group by group; constants go into the bias."""
         blocks: dict[Group, Tensor] = {}
+        bias = bias.clone()
         for group in self.groups_of(atoms):
             mine = (atoms >= group.start) & (atoms < group.start + group.size)
             part, columns = weight[:, mine], atoms[mine] - group.start
-            if group.kind == "constant":
-                bias = bias + part @ group.bias[columns]
+            if len(columns) == group.size and torch.equal(columns, torch.arange(group.size)):
+                block = part
             else:
-                block = weight.new_zeros(len(weight), group.size)
-                blocks[group] = block.index_add_(1, columns, part)
-        return Form(blocks, bias)
+                block = weight.new_zeros(len(weight), group.size).index_add_(1, columns, part)
+            if group.kind == "constant":
+                bias += block @ group.bias
+                shifted = True
+            else:
+                blocks[group] = block
+        return Form(blocks, bias, set(blocks) if selects else set(), shifted)
 
     def values(self, atoms: Tensor) -> Form:
         """The atoms themselves."""
         count = len(atoms)
-        return self.form(
-            torch.eye(count, dtype=torch.float64), atoms, torch.zeros(count, dtype=torch.float64)
-        )
+        eye, zero = torch.eye(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+        return self.form(eye, atoms, zero, True, False)
 
     def definition(self, group: Group) -> Form:
         """What an affine group computes, or what an activation is taken of."""
         if group.kind == "affine":
-            return self.form(group.weight, group.atoms, group.bias)
+            return self._times(None, group, True)
         return self.values(group.atoms)
+
+    def _times(self, matrix: Tensor | None, group: Group, selects: bool) -> Form:
+        """matrix [rows, size], or the identity, times what an affine group computes."""
+        if matrix is None and group.weight.dim() == 2:
+            return self.form(group.weight, group.atoms, group.bias, group.selects, group.shifted)
+        if matrix is None:
+            matrix = torch.eye(group.size, dtype=torch.float64)
+        if group.weight.dim() == 2:
+            weight = matrix @ group.weight
+        else:
+            weight = matrix[:, torch.arange(len(group.atoms)) % group.size] * group.weight
+        return self.form(weight, group.atoms, matrix @ group.bias, selects and group.selects, group.shifted)
+
+    def of_inputs(self, group: Group) -> bool:
+        """Whether no activation lies between the inputs and this group."""
+        if group.start not in self._of_inputs:
+            own = group.is_input or group.kind == "constant"
+            below = group.kind == "affine" and all(map(self.of_inputs, self.groups_of(group.atoms)))
+            self._of_inputs[group.start] = own or below
+        return self._of_inputs[group.start]
+
+    def elementwise(self, atoms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The atoms as factor * base + shift, as far down as elements depend on one other each: (base, factor, shift)."""
+        base, factor = atoms.clone(), torch.ones(len(atoms), dtype=torch.float64)
+        shift = torch.zeros_like(factor)
+        while True:
+            again = False
+            for group in self.groups_of(base):
+                if group.kind != "affine" or group.weight.dim() != 1 or len(group.atoms) != group.size:
+                    continue
+                mine = (base >= group.start) & (base < group.start + group.size)
+                at = base[mine] - group.start
+                shift[mine] += factor[mine] * group.bias[at]
+                factor[mine] *= group.weight[at]
+                base[mine] = group.atoms[at]
+                again = True
+            if not again:
+                return base, factor, shift
 
     def roots(self, atoms: Tensor) -> list[Group]:
         """The inputs that these atoms depend on."""
@@ -144,15 +205,15 @@ class Tape:
                 todo += self.groups_of(group.atoms)
         return found
 
-    def in_inputs(self, form: Form) -> Form:
-        """The form with every affine group written out; activations stay."""
-        while (
-            group := max((g for g in form.blocks if g.kind == "affine"), key=lambda g: g.start, default=None)
-        ) is not None:
-            form = self.expanded(form, group)
-        return form
-
     def expanded(self, form: Form, group: Group) -> Form:
         """The form with an affine group written out."""
-        rest, definition = form.without(group), self.definition(group)
-        return rest.plus(definition.after(form.blocks[group]))
+        matrix = None if form.is_one(group) else form.blocks[group]
+        return form.without(group).plus(self._times(matrix, group, group in form.selects))
+
+    def in_inputs(self, form: Form) -> Form:
+        """The form with every affine group written out; activations stay."""
+        while True:
+            own = [group for group in form.blocks if group.kind == "affine"]
+            if not own:
+                return form
+            form = self.expanded(form, max(own, key=lambda group: group.start))

@@ -18,8 +18,8 @@ HANDLERS: dict[str, Handler] = {}  # by the name of the torch function; operatio
 
 _METADATA = {
     "size", "dim", "ndimension", "numel", "nelement", "stride", "get_device", "element_size", "is_contiguous",
-    "is_floating_point", "is_complex", "is_signed", "is_inference", "is_tensor", "is_conj", "is_neg", "is_same_size", "result_type",
-    "has_names", "__len__", "__hash__",
+    "is_floating_point", "is_complex", "is_signed", "is_inference", "is_tensor", "is_conj", "is_neg", "is_same_size",
+    "result_type", "has_names", "__len__", "__hash__",
 }  # fmt: skip
 _GETTERS = {
     "shape", "dtype", "device", "ndim", "layout", "requires_grad", "grad", "grad_fn", "is_leaf", "itemsize", "nbytes", "names",
@@ -43,8 +43,8 @@ class Context:
     def where(self) -> str:
         return self.stack[-1] if self.stack else "the module"
 
-    def refuse(self, what: str, *, allowed: bool = True) -> CannotFuse:
-        return CannotFuse(self.where, what, allowed=allowed)
+    def refuse(self, what: str, *, allowed: bool = True, by_shapes: bool = False) -> CannotFuse:
+        return CannotFuse(self.where, what, allowed=allowed, by_shapes=by_shapes)
 
     def make(self, sample: Tensor, atom: Tensor, dtype: torch.dtype = torch.float64) -> Traced:
         return Traced(self, sample, atom, dtype)
@@ -72,6 +72,8 @@ class Traced(torch.Tensor):
 
     def become(self, other: Traced) -> Traced:
         """What an operation in place leaves."""
+        if other.shape != self.shape:
+            raise self.context.refuse("an operation in place that changes the shape")
         self.sample, self.atom = other.sample, other.atom
         return self
 
@@ -95,20 +97,14 @@ class Traced(torch.Tensor):
             raise context.refuse(
                 f"a decision or a number by the values of a tensor ({name}): control flow that depends on data"
             )
-        in_place = (name.endswith("_") and not name.endswith("__")) or (
-            name.startswith("__i") and name[3:] in _IN_PLACE
-        )
-        plain = (
-            name[3:-2]
-            if name.startswith("__i") and in_place
-            else name.rstrip("_")
-            if in_place
-            else name.strip("_")
-        )
+        in_place = name.endswith("_") and not name.endswith("__")  # x += y comes as add_
+        plain = name.rstrip("_") if in_place else name.strip("_")
         if plain not in HANDLERS:
             raise context.refuse(f"{_title(func, name)} is not a part of a small network")
         if in_place and not isinstance(args[0], Traced):
             raise context.refuse(f"{_title(func, name)} writes traced values into another tensor")
+        if kwargs.pop("out", None) is not None:
+            raise context.refuse(f"{_title(func, name)} with out=")
         found = HANDLERS[plain](context, *args, **kwargs)
         return args[0].become(found) if in_place else found
 
@@ -120,9 +116,6 @@ class Traced(torch.Tensor):
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"Traced{list(self.shape)}"
-
-
-_IN_PLACE = {"add__", "sub__", "mul__", "truediv__", "div__"}
 
 
 def _title(func: Any, name: str) -> str:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._plain_guide import ordered_sum
+from ._plain_guide import _root, ordered_sum
 
 # csrc/core/adaptive.hpp: columns of clock (float64) and of counts (int64), statuses.
-CLOCK = ("t", "h", "next", "error", "rtol", "atol", "first", "slope")
+CLOCK = ("t", "h", "next", "error", "rtol", "atol", "first", "slope", "from", "step")
 COUNTS = ("phase", "status", "nfe", "accepted", "rejected", "row", "flags", "action")
 SUCCESS, BUDGET, UNDERFLOW, NON_FINITE, UNFINISHED = range(5)
 PROBE = -1  # the phase of the second evaluation of the initial step
@@ -59,6 +59,28 @@ def exact_exp(x: Tensor) -> Tensor:
     for c in _EXPM1[1:]:
         p = p * r + float.fromhex(c)
     return ((k + 1023) << 52).view(torch.float64) * (1.0 + (r + r * r * p))
+
+
+def root(square: Tensor) -> Tensor:
+    """The square root, correctly rounded, of what is not negative, infinite or not a number as well."""
+    return torch.where(torch.isfinite(square), _root(square), square)
+
+
+def over(a: Tensor, number: float) -> Tensor:
+    """a / number: torch multiplies by the reciprocal of a number."""
+    return a / torch.full_like(a, number)
+
+
+def dense_weight(table: list[list[float]], facts: list[int], j: int, theta: Tensor) -> Tensor:
+    """The weight of h k_j in the state at t + theta h, less x."""
+    last, other = facts[STAGES], 1.0 - theta
+    b, start, end = table[POINT + last][j], float(j == 0), float(j == last)
+    w = torch.zeros_like(theta)
+    for d in reversed(range(facts[DENSE_ROWS])):
+        w = (w + table[DENSE + d][j]) * (theta if (3 + d) % 2 == 0 else other)
+    w = (w + (2.0 * b - (start + end))) * theta
+    w = (w + (start - b)) * other
+    return (w + b) * theta
 
 
 @dataclass
@@ -118,7 +140,7 @@ class _Call:
         return self.column("atol", samples)[:, None] + self.column("rtol", samples)[:, None] * size
 
     def mean_square(self, ratio: Tensor) -> Tensor:
-        return ordered_sum(ratio * ratio) / float(self.norm)
+        return over(ordered_sum(ratio * ratio), float(self.norm))
 
     def seen(self, value: Tensor) -> Tensor:
         """The elements that count in norms."""
@@ -129,7 +151,7 @@ class _Call:
         self.k[samples, 0] = self.f[places]
         x, f = self.seen(self.x[samples]), self.seen(self.f[places])
         scale = self.scale(samples, x.abs())
-        d0, d1 = self.mean_square(x / scale).sqrt(), self.mean_square(f / scale).sqrt()
+        d0, d1 = root(self.mean_square(x / scale)), root(self.mean_square(f / scale))
         fine = torch.isfinite(d0) & torch.isfinite(d1)
         self.finish(samples[~fine], NON_FINITE)
         given = fine & (self.column("first", samples) > 0)
@@ -143,7 +165,7 @@ class _Call:
         places, samples, d1, first = places[~over], samples[~over], d1[~over], first[~over]
         h = torch.where(self.times[-1] > self.times[0], first, -first)
         self.put(samples, first=first, slope=d1, h=h)
-        self.y[places] = self.x[samples] + h.to(self.x.dtype)[:, None] * self.k[samples, 0]
+        self.y[places] = self.x[samples] + (0.0 + h.to(self.x.dtype)[:, None] * self.k[samples, 0])
         self.t[places] = (self.column("t", samples) + h).to(self.t.dtype)
         self.put(samples, phase=PROBE)
 
@@ -151,10 +173,11 @@ class _Call:
         f, before = self.seen(self.f[places]), self.seen(self.k[samples, 0])
         scale = self.scale(samples, self.seen(self.x[samples]).abs())
         first = self.column("first", samples)
-        d2 = self.mean_square((f - before) / scale).sqrt() / first
+        d2 = root(self.mean_square((f - before) / scale)) / first
         d1 = self.column("slope", samples)
         largest = torch.where(d2 > d1, d2, d1)
-        usual = exact_exp((exact_log(torch.clamp(0.01 / largest, 1e-300, 1e300))) / float(self.facts[ORDER]))
+        ratio = torch.clamp(torch.full_like(largest, 0.01) / largest, 1e-300, 1e300)
+        usual = exact_exp(over(exact_log(ratio), float(self.facts[ORDER])))
         h = torch.where(largest <= 1e-15, torch.clamp(first * 1e-3, min=1e-6), usual)
         h = torch.where(h < 100.0 * first, h, 100.0 * first)
         self.start(places, samples, torch.where(torch.isfinite(d2), h, first))
@@ -174,8 +197,9 @@ class _Call:
         self.finish(samples[over], BUDGET)
         go = ~small & ~over
         places, samples, size, t = places[go], samples[go], size[go], t[go]
-        last = size >= (end - t).abs()
-        stop = torch.where(last, end, t + (size if forward else -size))
+        stop = t + (size if forward else -size)
+        last = (size >= (end - t).abs()) | ~self.before(stop, end)
+        stop = torch.where(last, end, stop)
         self.put(samples, next=stop, h=stop - t)
         self.to_stage(places, samples, 1)
 
@@ -184,7 +208,7 @@ class _Call:
 
     def factor(self, error: Tensor, before: Tensor) -> Tensor:
         e = torch.clamp(error, min=LEAST_ERROR)
-        power = (0.4 * exact_log(before) - 0.7 * exact_log(e)) / float(self.facts[ORDER])
+        power = over(0.4 * exact_log(before) - 0.7 * exact_log(e), float(self.facts[ORDER]))
         return torch.clamp(SAFETY * exact_exp(power), SHRINK, GROW)
 
     def reject(self, places: Tensor, samples: Tensor, error: Tensor) -> None:
@@ -200,15 +224,16 @@ class _Call:
         if self.facts[EXTRA]:
             self.to_stage(places, samples, self.facts[STAGES])
         ends = self.y[places]
-        size = torch.maximum(self.seen(self.x[samples]).abs(), self.seen(ends).abs())
-        scale = self.scale(samples, size)
-        e5 = self.mean_square(self.seen(self.weighted(samples, ERROR)) / scale)
+        begins, ends = self.seen(self.x[samples]).abs(), self.seen(ends)
+        scale = self.scale(samples, torch.where(begins > ends.abs(), begins, ends.abs()))
+        nothing = ends - ends  # a state that is not finite has no error
+        e5 = self.mean_square((self.seen(self.weighted(samples, ERROR)) + nothing) / scale)
         if self.facts[TWO_ERRORS]:
-            e3 = self.mean_square(self.seen(self.weighted(samples, ERROR3)) / scale)
+            e3 = self.mean_square((self.seen(self.weighted(samples, ERROR3)) + nothing) / scale)
             both = e5 + 0.01 * e3
-            error = torch.where(both == 0, 0.0, e5 / both.sqrt())
+            error = torch.where(both == 0, 0.0, e5 / root(both))
         else:
-            error = e5.sqrt()
+            error = root(e5)
         bad = ~(error <= 1.0)
         self.reject(places[bad], samples[bad], error[bad])
         places, samples, error = places[~bad], samples[~bad], error[~bad]
@@ -226,8 +251,9 @@ class _Call:
         over = inside & (self.column("nfe", samples) + self.facts[EXTRA] > self.max_nfe)
         self.finish(samples[over], BUDGET)
         dense, plain = inside & ~over, ~inside
-        self.k[samples[dense], self.facts[STAGES] + 1 + self.facts[EXTRA]] = self.y[places[dense]]
-        self.to_stage(places[dense], samples[dense], self.facts[STAGES] + 1)
+        if bool(dense.any()):
+            self.k[samples[dense], self.facts[STAGES] + 1 + self.facts[EXTRA]] = self.y[places[dense]]
+            self.to_stage(places[dense], samples[dense], self.facts[STAGES] + 1)
         self.accept(places[plain], samples[plain], self.y[places[plain]])
 
     def before(self, a: Tensor, b: Tensor) -> Tensor:
@@ -263,25 +289,19 @@ class _Call:
                 return
             samples, ends, row = samples[due], ends[due], row[due]
             theta = (self.times[row] - self.column("t", samples)) / self.column("h", samples)
-            found = self.x[samples] + self.dense(samples, theta)
-            at_end = self.times[row] == self.column("next", samples)
-            self.rows[row, samples] = torch.where(at_end[:, None], ends, found)
+            inside = self.times[row] != self.column("next", samples)
+            self.rows[row, samples] = ends
+            if bool(inside.any()):
+                found = self.x[samples[inside]] + self.dense(samples[inside], theta[inside])
+                self.rows[row[inside], samples[inside]] = found
             self.put(samples, row=row + 1)
 
     def dense(self, samples: Tensor, theta: Tensor) -> Tensor:
         """h sum_j w_j(theta) k_j: the state inside a step, less x. Hermite's cubic polynomial, and what the method adds."""
-        last, rows = self.facts[STAGES], self.facts[DENSE_ROWS]
-        h, other = self.column("h", samples), 1.0 - theta
+        last, h = self.facts[STAGES], self.column("h", samples)
         total = torch.zeros_like(self.x[samples])
         for j in range(last + 1 + self.facts[EXTRA]):
-            b = self.table[POINT + last][j]
-            start, end = float(j == 0), float(j == last)
-            w = torch.zeros_like(theta)
-            for d in reversed(range(rows)):
-                w = (w + self.table[DENSE + d][j]) * (theta if (3 + d) % 2 == 0 else other)
-            w = (w + (2.0 * b - (start + end))) * theta
-            w = (w + (start - b)) * other
-            w = (w + b) * theta
+            w = dense_weight(self.table, self.facts, j, theta)
             term = (h * w).to(total.dtype)[:, None] * self.k[samples, j]
             total = torch.where((w == 0.0)[:, None], total, total + term)
         return total
@@ -290,12 +310,13 @@ class _Call:
         samples = self.home[places]
         self.put(samples, nfe=self.column("nfe", samples) + 1)
         stages, extra = self.facts[STAGES], self.facts[EXTRA]
+        if phase > 0:
+            self.k[samples, phase] = self.f[places]
         if phase == 0:
-            return self.first(places, samples)
-        if phase == PROBE:
-            return self.probe(places, samples)
-        self.k[samples, phase] = self.f[places]
-        if phase == self.facts[DECIDES]:
+            self.first(places, samples)
+        elif phase == PROBE:
+            self.probe(places, samples)
+        elif phase == self.facts[DECIDES]:
             self.decide(places, samples)
         elif phase == stages:
             self.arrived(places, samples)
@@ -307,7 +328,7 @@ class _Call:
 
 def adaptive_(
     f: Tensor, x: Tensor, y: Tensor, inp: Tensor | None, t: Tensor, k: Tensor, clock: Tensor, counts: Tensor,
-    rows: Tensor, running: Tensor, steps: Tensor | None, home: Tensor | None, times: Tensor, table: Tensor,
+    rows: Tensor, running: Tensor, partial: Tensor, steps: Tensor | None, home: Tensor | None, times: Tensor, table: Tensor,
     norm_elements: int, max_nfe: int, sign: float,
 ) -> None:  # fmt: skip
     batch = len(x)
