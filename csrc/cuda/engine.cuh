@@ -145,15 +145,22 @@ struct Engine {
     PFC_NO_UNROLL
     for (int i = thread; i < count * p.hidden; i += kThreads) {
       const int n = i % p.hidden;
-      out[i] = chain(weights()[p.layer[0].bias + n], values + i / p.hidden * p.features, 1, p.features, p.time_weights,
-                     n, 0, p.features);
+      out[i] = add_products(weights()[p.layer[0].bias + n], values + i / p.hidden * p.features, 1, p.features,
+                            p.time_weights, n, 0, p.features);
     }
   }
-  // s <- s + w_k v_k for k from `first` on, `count` of them; weights of `in` inputs.
-  PFC_HD S chain(S s, const S* values, int step, int count, int64_t weights_at, int n, int first, int in) const {
+  // Adds the products of `count` values from the first on to z, in the chains of core/network.hpp; weights of `in` inputs.
+  // `first` begins a chain.
+  PFC_HD S add_products(S z, const S* values, int step, int count, int64_t weights_at, int n, int first, int in) const {
     const S* w = weights() + weights_at + weight(n, in, first);
-    for (int k = 0; k < count; ++k) s = DeviceMath::fma(w[k * kPanel], values[k * step], s);
-    return s;
+    PFC_NO_UNROLL
+    for (int begin = 0; begin < count; begin += kChain) {
+      const int end = begin + kChain < count ? begin + kChain : count;
+      S s = S(0);
+      for (int k = begin; k < end; ++k) s = DeviceMath::fma(w[k * kPanel], values[k * step], s);
+      z = z + s;
+    }
+    return z;
   }
 
   // ------------------------------------------------------------------------------------------------------ for each tile
@@ -173,13 +180,14 @@ struct Engine {
       const int n = i % p.hidden, row = i / p.hidden;
       const S* values = static_cast<const S*>(p.cond) +
                         ((row / kTile) * p.batch + sample(tile, row % kTile)) * static_cast<int64_t>(p.conditions);
-      out[i] = chain(S(0), values, 1, p.conditions, p.condition_weights, n, 0, p.conditions);
+      out[i] = add_products(S(0), values, 1, p.conditions, p.condition_weights, n, 0, p.conditions);
     }
   }
-  // Times that differ between samples: their features in parts, as many as the buffers hold for every sample of a tile.
+  // Times that differ between samples: their features in parts, as many whole chains as the buffers hold for every sample.
   PFC_HD int features_at_once() const {
-    return static_cast<int>(p.buffer_bytes * p.buffers / (static_cast<int64_t>(sizeof(S)) * kTile));
+    return static_cast<int>(p.buffer_bytes * p.buffers / (static_cast<int64_t>(sizeof(S)) * kTile)) / kChain * kChain;
   }
+  static_assert(kEngineStageBytes >= static_cast<int64_t>(sizeof(S)) * kTile * kChain);
   PFC_HD void sample_features(int64_t tile, int first, int count) const {
     S* out = reinterpret_cast<S*>(buffer(0));
     PFC_NO_UNROLL
@@ -193,7 +201,7 @@ struct Engine {
     for (int i = thread; i < kTile * p.hidden; i += kThreads) {
       const int n = i % p.hidden;
       const S start = first == 0 ? weights()[p.layer[0].bias + n] : out[i];
-      out[i] = chain(start, values + i / p.hidden, kTile, count, p.time_weights, n, first, p.features);
+      out[i] = add_products(start, values + i / p.hidden, kTile, count, p.time_weights, n, first, p.features);
     }
   }
 
