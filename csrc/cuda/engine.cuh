@@ -152,7 +152,7 @@ struct Engine {
   // s <- s + w_k v_k for k from `first` on, `count` of them; weights of `in` inputs.
   PFC_HD S chain(S s, const S* values, int step, int count, int64_t weights_at, int n, int first, int in) const {
     const S* w = weights() + weights_at + weight(n, in, first);
-    for (int k = 0; k < count; ++k) s = DeviceMath::fma(w[k * kPanel], values[k * step], s);
+    for (int k = 0; k < count; ++k) s = DeviceMath::mul_add(w[k * kPanel], values[k * step], s);
     return s;
   }
 

@@ -84,7 +84,7 @@ struct Exact {
       const Quad<S> factors = read_quad<S>(w + k * kPanel);
       PFC_FULL_UNROLL
       for (int i = 0; i < kItem; ++i) PFC_FULL_UNROLL
-      for (int e = 0; e < kRows; ++e) sum[i][e] = DeviceMath::fma(factors.v[i], values.v[e], sum[i][e]);
+      for (int e = 0; e < kRows; ++e) sum[i][e] = DeviceMath::mul_add(factors.v[i], values.v[e], sum[i][e]);
     }
     // The sums go through the buffer, so that the code of the activations exists once and not for every output.
     S* out = reinterpret_cast<S*>(engine.buffer(layer.target)) + m;
