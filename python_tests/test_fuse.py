@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
 from small_modules import (
-    CfmMLP,
-    CfmWrapper,
-    FlowMatchingMLP,
-    FourierField,
-    OneLayerBlocks,
-    PosteriorField,
-    PreActivation,
-    Swish,
-    TimestepField,
+    CfmMLP, CfmWrapper, FlowMatchingMLP, FourierField, OneLayerBlocks, PosteriorField, PreActivation, Swish, TimestepField,
 )  # fmt: skip
 from torch import Tensor, nn
 

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from test_likelihood import back, grown, growth
 from torch.distributions import Independent, MultivariateNormal, Normal, Uniform
 
 import pyflowcore as pfc
 from pyflowcore.likelihood.divergence import Trace
+from test_likelihood import back, grown, growth
 
 EULER, RK4 = back("euler", 2), back("rk4", 3)
 FORWARD = pfc.plan("rk4", 3, last="full")
