@@ -15,7 +15,9 @@ import torch
 import pyflowcore as pfc
 from pyflowcore import _library
 
-PACKAGES = ("pyflowcore", "torch", "numpy", "diffusers")
+PACKAGES = (
+    "pyflowcore", "torch", "numpy", "diffusers", "torchdiffeq", "torchode", "flow_matching", "diffrax", "jax",
+)  # fmt: skip
 _CPUINFO = Path("/proc/cpuinfo")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _LARGE_CACHE = 32 << 20  # assumed where the system does not say

@@ -115,14 +115,21 @@ measure() {
 bench() {
   local status=0 name
   for name in $("$python" -m benchmarks list | grep -oE '^[a-z]\S*'); do
-    local sizes=()
+    local few=()
     # Many kinds of rows: where memory decides, and where the launch does.
-    [ "$name" = combine ] && sizes=(--sizes 64K,64M)
-    [ "$name" = guide ] && sizes=(--sizes 64K,16M)
-    measure "$name" "$name" --without torch.compile "${sizes[@]}" || status=1
+    [ "$name" = combine ] && few=(--sizes 64K,64M)
+    [ "$name" = guide ] && few=(--sizes 64K,16M)
+    # Whole trajectories: the calls that cost most beside their work, and below, the largest product.
+    [ "$name" = engine ] && few=(--sizes 1,4096 --only 'SiLU, float32')
+    [ "$name" = solve ] && few=(--sizes 4096)
+    [ "$name" = log_prob ] && few=(--sizes 256)
+    measure "$name" "$name" --without torch.compile "${few[@]}" || status=1
   done
   measure combine-compiled combine --only 'euler, CFG, 16M elements, float32/float32' || status=1
   measure interpolate-compiled interpolate --only 'linear, velocity, x0 given, 16M' || status=1
+  measure engine-compiled engine --sizes 4096 --only '4x128 SiLU, float32' || status=1
+  measure engine-silu engine --sizes 1M --only '4x128 SiLU, bfloat16' --without torch.compile || status=1
+  measure engine-relu engine --sizes 1M --only '4x128 ReLU, bfloat16' --without torch.compile || status=1
   compgen -G "$work/bench-*.json" >/dev/null || return 1
   "$python" - "$out/benchmarks.json" "$work"/bench-*.json <<'PYTHON' || status=1
 import json
@@ -181,7 +188,7 @@ if stage build 150 bash -c build; then
   stage info 40 bash -c info
   stage tests 170 bash -c test_all
   tail -n 1 "$out/tests.log" | tee -a "$summary"
-  stage benchmarks 150 bash -c bench
+  stage benchmarks 210 bash -c bench
   stage memcheck 60 bash -c 'sanitize memcheck'
   stage racecheck 60 bash -c 'sanitize racecheck'
   [ "$failures" -eq 0 ] && proven | tee -a "$summary"

@@ -60,7 +60,10 @@ def _network(depth: int, width: int, batch: int, options: Options) -> Case:
         draw = torch.Generator().manual_seed(1)
         x0 = torch.randn(batch, 2, generator=draw).to(options.device)
         fused = _solve(pfc.fuse(module.net), x0)
-        arms = [Arm("solve", "candidate", [fused]), Arm("solve, not fused", "candidate", [_solve(module, x0)])]
+        arms = [
+            Arm("solve", "candidate", [fused]),
+            Arm("solve, not fused", "candidate", [_solve(module, x0)]),
+        ]
         skipped = {}
         for name, package, make in _PEERS:
             if why := ode_peers.missing(package):
@@ -136,7 +139,7 @@ def _overhead(batch: int, options: Options) -> Case:
 @benchmark(
     "solve",
     summary="Dopri5 from 0 to 1 at a relative and absolute tolerance of 1e-5: of MLPs over (x, t), fused and as any callable, "
-    "the time of the solve; of x -> -x, the time for each evaluation of the batch beyond the field's own. Every arm's result is "
+    "the time of the solve; of x -> -x, the time for each evaluation of the batch beyond the field's own. Every result is "
     "held to a solve in float64. torchdiffeq, flow_matching and 'one step for all' choose one step size for the whole batch.",
     least="2 operations for each weight and evaluation of a sample, as many evaluations as the first arm takes; none for the "
     "overhead",

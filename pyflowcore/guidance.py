@@ -121,11 +121,15 @@ class CFG:
         )
 
     def rows(
-        self, times: Sequence[float | None], batch: int, override: Scale | None = None, conditions: int = 1
+        self,
+        times: Sequence[float | None],
+        batch: int | None,
+        override: Scale | None = None,
+        conditions: int = 1,
     ) -> tuple[list[int], Tensor | float]:
         """For each evaluation's time (None where a row evaluates nothing) the number of branches that it needs, 0 where its
         velocity is zero, and the scales: one number for all, or float64 [rows, 1 or batch], [rows, conditions, 1 or batch] for
-        several conditions. A row with one branch does not read its scale."""
+        several conditions. A row with one branch does not read its scale. ``batch`` None: any."""
         scale = self.scale if override is None else override
         one = conditions == 1 and self.weights is None
         counts, scales = (
@@ -137,7 +141,7 @@ class CFG:
         return counts, scales
 
     def _one(
-        self, times: Sequence[float | None], batch: int, scale: Scale
+        self, times: Sequence[float | None], batch: int | None, scale: Scale
     ) -> tuple[list[int], Tensor | float]:
         if isinstance(scale, (int, float)):
             number = check_number(scale)
@@ -158,7 +162,7 @@ class CFG:
         return [1 if line is None else 2 for line in lines], values
 
     def _several(
-        self, times: Sequence[float | None], batch: int, scale: Scale, conditions: int
+        self, times: Sequence[float | None], batch: int | None, scale: Scale, conditions: int
     ) -> tuple[list[int], Tensor]:
         weights = (1.0,) * conditions if self.weights is None else tuple(self.weights)
         if len(weights) != conditions:

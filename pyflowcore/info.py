@@ -35,6 +35,13 @@ def _state(backend: _library.Backend, live: str) -> str:
     return f"live: {live}" if backend.live else f"off: {backend.reason}"
 
 
+def _engine() -> str:
+    """Where whole trajectories run in one operator."""
+    backends = {"cpu": _library.cpu, "cuda": _library.cuda}
+    live = [name for name, backend in backends.items() if backend.live]
+    return f"live on {', '.join(live)}" if live else "off: the loop, in plain PyTorch"
+
+
 def _proven() -> str:
     """Which CUDA kernels ran right on which GPU, from the committed record."""
     record = Path(__file__).parent / "proven.json"
@@ -68,6 +75,7 @@ def info() -> Info:
             "cpu library": _state(_library.cpu, f"{_library.cpu_isa()} (of {', '.join(isas)})"),
             "threads": torch.get_num_threads(),
             "cuda library": _state(_library.cuda, cuda_live),
+            "engine of fused fields": _engine(),
             "cuda built": built,
             "cuda kernels proven": _proven(),
             "other devices": "plain PyTorch, said at the first use",

@@ -66,7 +66,9 @@ class CfmWrapper(nn.Module):
 class ResidualBlock(nn.Module):
     def __init__(self, width: int, activation: nn.Module, outside: bool = False) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(width, width), activation, nn.Dropout(0.1), nn.Linear(width, width))
+        self.body = nn.Sequential(
+            nn.Linear(width, width), activation, nn.Dropout(0.1), nn.Linear(width, width)
+        )
         self.activation = activation if outside else nn.Identity()
 
     def forward(self, h: Tensor) -> Tensor:
@@ -76,7 +78,9 @@ class ResidualBlock(nn.Module):
 class PosteriorField(nn.Module):
     """As in simulation-based inference: parameters theta move, x is the observation, and the time has frequencies."""
 
-    def __init__(self, theta: int = 3, x: int = 5, width: int = 24, blocks: int = 2, outside: bool = False) -> None:
+    def __init__(
+        self, theta: int = 3, x: int = 5, width: int = 24, blocks: int = 2, outside: bool = False
+    ) -> None:
         super().__init__()
         self.register_buffer("freqs", torch.arange(1, 4) * math.pi)
         self.register_buffer("mean", torch.randn(theta))
@@ -114,7 +118,7 @@ class FourierField(nn.Module):
 
 
 class TimestepField(nn.Module):
-    """Sinusoids as diffusion code writes them, with the frequencies made inside forward and the time scaled; labels embedded."""
+    """Sinusoids as diffusion code writes them: frequencies made inside forward, the time scaled. Labels are embedded."""
 
     def __init__(self, dim: int = 3, width: int = 16, classes: int = 5) -> None:
         super().__init__()
@@ -123,7 +127,9 @@ class TimestepField(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         half = 4
-        freqs = torch.exp(-math.log(10000) * torch.arange(start=0, end=half, dtype=torch.float32) / half).to(t.device)
+        freqs = torch.exp(-math.log(10000) * torch.arange(start=0, end=half, dtype=torch.float32) / half).to(
+            t.device
+        )
         args = 1000.0 * t[:, None] * freqs[None]
         emb = torch.cat([torch.cos(args), torch.sin(args)], dim=-1)
         return self.net(torch.cat([self.embed(y), emb, x], dim=-1))
@@ -150,7 +156,11 @@ class OneLayerBlocks(nn.Module):
 
     def __init__(self, dim: int = 2, width: int = 9) -> None:
         super().__init__()
-        self.inp, self.mid, self.out = nn.Linear(dim + 1, width), nn.Linear(width, width), nn.Linear(width, dim)
+        self.inp, self.mid, self.out = (
+            nn.Linear(dim + 1, width),
+            nn.Linear(width, width),
+            nn.Linear(width, dim),
+        )
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         h = torch.relu(self.inp(torch.cat((x, t), -1)))

@@ -8,11 +8,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
 
 sys.path.append(str(Path(__file__).parents[1]))  # last: an installed pyflowcore goes before the source folder
 
-from benchmarks import compare, memory, registry, report, results, run, timing
+from benchmarks import compare, fields, memory, registry, report, results, run, timing, trajectories
 from benchmarks.__main__ import main
 from benchmarks.options import Options, parse_size, parse_sizes, parse_threads, show_size
 from benchmarks.registry import Arm, Built, Case, Entry
@@ -76,6 +78,9 @@ def test_every_benchmark_states_its_least_work_and_its_baselines() -> None:
         "interpolate",
         "dispatch",
         "sampler_vs_diffusers",
+        "engine",
+        "solve",
+        "log_prob",
     } <= set(entries)
     for entry in entries.values():
         assert entry.summary and entry.least
@@ -88,7 +93,8 @@ def test_every_case_states_its_work_without_being_built() -> None:
         assert cases
         assert len({case.name for case in cases}) == len(cases)
         for case in cases:
-            assert case.footprint > 0 or case.operations > 0 or entry.name == "dispatch"
+            # What an adaptive solve takes is known when it has run; overhead has no work of its own.
+            assert case.footprint > 0 or case.operations > 0 or entry.name in ("dispatch", "solve")
             assert case.heat in ("hot", "streamed", "rotated")
 
 
@@ -161,6 +167,11 @@ def test_bad_arms_are_refused() -> None:
         Arm("a", "candidate", [lambda: None], 0)
 
 
+def test_operations_of_an_arm_are_for_ceilings() -> None:
+    with pytest.raises(ValueError, match="for a ceiling alone"):
+        Arm("a", "baseline", [lambda: None], operations=7)
+
+
 def test_heat_follows_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "cache_bytes", lambda device: 1000)
     assert memory.sets_for(1000, "cpu") == ("hot", 1)
@@ -175,8 +186,6 @@ def test_heat_follows_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_quantiles_are_numpys() -> None:
-    import numpy
-
     values = [5.0, 1.0, 4.0, 2.0, 8.0, 3.0]
     for q in (0.0, 0.2, 0.5, 0.8, 1.0):
         assert quantile(values, q) == pytest.approx(numpy.quantile(values, q))
@@ -223,6 +232,140 @@ def test_short_calls_are_timed_several_at_a_time_and_sets_are_rotated() -> None:
     assert firsts == list(range(0, 20 * len(firsts), 20)), "each block goes on with the set after the last"
     with pytest.raises(ValueError, match="different names"):
         timing.measure([arm, arm], clock, budget=1.0, hot=False)
+
+
+def test_long_calls_are_warmed_once_and_made_seldom() -> None:
+    clock = FakeClock({"long": 2.0, "short": 1e-3})
+    arms = [Arm(name, "candidate", [lambda: None]) for name in clock.seconds]
+    samples = timing.measure(arms, clock, budget=0.1, hot=True)
+    assert {name: len(times) for name, times in samples.items()} == dict.fromkeys(
+        clock.seconds, timing.LONG_MIN_ROUNDS
+    )
+    long = [(count, warm) for name, _, count, warm in clock.blocks if name == "long"]
+    assert long == [(1, False)] * (2 + timing.LONG_MIN_ROUNDS)
+    assert any(warm for name, _, _, warm in clock.blocks if name == "short")
+
+
+def run_arms(arms: list[Arm], seconds: dict[str, float], **built: object) -> dict[str, dict[str, object]]:
+    """The rows of one case of 6000 operations and these arms, by arm."""
+
+    def cases(options: Options) -> Iterator[Case]:
+        yield Case("case", {}, 0, 0, 6000, "hot", lambda: Built(arms, **built))  # type: ignore[arg-type]
+
+    entry = Entry("fake", "a summary", "6000 operations", (), cases)
+    rows, _ = run.run_entry(entry, Options(threads=1), clock_for=lambda *_: FakeClock(seconds))
+    return {row["arm"]: row for row in rows}
+
+
+def test_a_ceiling_of_other_work_is_a_rate() -> None:
+    arms = [
+        Arm("fused", "candidate", [lambda: None]),
+        Arm("eager", "baseline", [lambda: None]),
+        Arm("product", "ceiling", [lambda: None], operations=1000),
+    ]
+    rows = run_arms(arms, {"fused": 8e-3, "eager": 24e-3, "product": 1e-3})
+    assert rows["product"]["rate"]["value"] == pytest.approx(1e6 * 1e-9)  # type: ignore[index]
+    assert rows["fused"]["rate"]["value"] == pytest.approx(0.75e6 * 1e-9)  # type: ignore[index]
+    assert rows["fused"]["ceiling"] == {"arm": "product", "seconds": 6e-3, "share": pytest.approx(0.75)}
+    assert rows["eager"]["ceiling"]["share"] == pytest.approx(0.25)  # type: ignore[index]
+    assert rows["fused"]["ratios"] == {"eager": pytest.approx(3.0)}
+    assert rows["product"]["ratios"] == {}, "times of different work have no ratio"
+
+
+def test_operations_may_be_known_once_built() -> None:
+    arms = [
+        Arm("fused", "candidate", [lambda: None]),
+        Arm("product", "ceiling", [lambda: None], operations=1000),
+    ]
+    rows = run_arms(arms, {"fused": 8e-3, "product": 1e-3}, operations=2000)
+    assert rows["fused"]["operations"] == 2000
+    assert rows["fused"]["ceiling"]["share"] == pytest.approx(0.25)  # type: ignore[index]
+
+
+def test_what_an_arm_takes_beyond_another() -> None:
+    arms = [
+        Arm("solver", "candidate", [lambda: None], 10, less="field"),
+        Arm("quick", "candidate", [lambda: None], less="field"),
+        Arm("field", "baseline", [lambda: None]),
+    ]
+    rows = run_arms(arms, {"solver": 5e-3, "quick": 1e-5, "field": 2e-4})
+    assert rows["solver"]["seconds"]["median"] == pytest.approx(3e-4)  # type: ignore[index]
+    assert rows["quick"]["seconds"]["median"] == pytest.approx(1e-9)  # type: ignore[index]
+    assert rows["field"]["seconds"]["median"] == pytest.approx(2e-4)  # type: ignore[index]
+
+
+def test_what_is_subtracted_cannot_be_left_out() -> None:
+    def cases(options: Options) -> Iterator[Case]:
+        arms = [Arm("a", "candidate", [lambda: None], less="b"), Arm("b", "baseline", [lambda: None])]
+        yield Case("case", {}, 0, 0, 0, "hot", lambda: Built(arms))
+
+    rows, skipped = run.run_entry(
+        Entry("fake", "a summary", "none", (), cases),
+        Options(threads=1, without=("b",)),
+        clock_for=lambda *_: FakeClock({"a": 2e-3, "b": 1e-3}),
+    )
+    assert [row["arm"] for row in rows] == ["a", "b"] and not skipped
+
+
+# ------------------------------------------------------------ small fields and their loops
+
+
+def test_fields_are_the_same_each_time_and_take_times_in_every_form() -> None:
+    field = fields.velocity(3, 16, dim=4)
+    x = torch.randn(5, 4)
+    for t in (torch.tensor(0.3), torch.tensor([0.3]), torch.full((5,), 0.3)):
+        assert torch.equal(field(x, t), fields.velocity(3, 16, dim=4)(x, torch.full((5,), 0.3)))
+    weights = sum(weight.numel() for weight, _ in field.layers())
+    assert fields.evaluation_operations(3, 16, dim=4) == 2 * weights
+
+
+def test_the_eager_loop_is_eulers() -> None:
+    field = fields.velocity(2, 16)
+    x0 = torch.randn(3, 2)
+    x = x0.double().numpy()
+    layers = [(w.double().numpy(), b.double().numpy()) for w, b in field.layers()]
+    for i in range(10):
+        h = numpy.concatenate([x, numpy.full((3, 1), i / 10)], axis=1)
+        for number, (weight, bias) in enumerate(layers):
+            h = h @ weight.T + bias
+            if number < len(layers) - 1:
+                h = h / (1 + numpy.exp(-h))
+        x = x + h / 10
+    found = trajectories.stepping(trajectories.euler_step(field, 10), x0, 10)()
+    numpy.testing.assert_allclose(found.double().numpy(), x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["engine", "solve", "log_prob"])
+def test_sizes_are_batches(name: str) -> None:
+    cases = registry.load()[name].cases(Options(threads=1, sizes=(7,)))
+    assert {case.params["batch"] for case in cases} <= {7, 256}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "3x64 SiLU, float32, batch 3, 50 Euler steps",
+        "3x64 SiLU, batch 3,",
+        "overhead per evaluation",
+        "8 dimensions",
+    ],
+)
+def test_arms_of_small_fields_agree(name: str) -> None:
+    """The check that a run makes before it times anything, on a small batch."""
+    options = Options(threads=torch.get_num_threads(), sizes=(3,), without=("torch.compile",))
+    cases = [
+        case
+        for entry in ("engine", "solve", "log_prob")
+        for case in registry.load()[entry].cases(options)
+        if name in case.name
+    ]
+    assert len(cases) == 1
+    with torch.no_grad():
+        built = cases[0].build()
+        assert built.check is not None
+        built.check()
+    assert [arm for arm in built.arms if arm.role == "candidate"]
+    assert all(reason for reason in built.skipped.values())
 
 
 # ------------------------------------------------------------ verdicts

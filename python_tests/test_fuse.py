@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
 from small_modules import (
-    CfmMLP, CfmWrapper, FlowMatchingMLP, FourierField, OneLayerBlocks, PosteriorField, PreActivation, Swish, TimestepField,
+    CfmMLP,
+    CfmWrapper,
+    FlowMatchingMLP,
+    FourierField,
+    OneLayerBlocks,
+    PosteriorField,
+    PreActivation,
+    Swish,
+    TimestepField,
 )  # fmt: skip
 from torch import Tensor, nn
 
@@ -47,12 +55,27 @@ def check(field: pfc.FusedField, module, **cond: Tensor) -> None:
         assert_close(fused_values(field, x, t, **cond), want)
         assert_close(field(x, t, **cond), want)
         # float32: within twice the error of the module in float32, with room for the few values here
-        assert float((field(x.float(), t, **{k: v.float() if v.is_floating_point() else v for k, v in cond.items()}) - want).abs().max()) < 1e-3
+        assert (
+            float(
+                (
+                    field(
+                        x.float(),
+                        t,
+                        **{k: v.float() if v.is_floating_point() else v for k, v in cond.items()},
+                    )
+                    - want
+                )
+                .abs()
+                .max()
+            )
+            < 1e-3
+        )
 
 
 ACTIVATIONS = [
     nn.SiLU(), nn.GELU(), nn.GELU(approximate="tanh"), nn.ReLU(), nn.ReLU(inplace=True), nn.SELU(), nn.Tanh(), nn.Softplus(),
-    nn.Softplus(beta=3.0), nn.ELU(), nn.ELU(0.3), nn.Sigmoid(), nn.LeakyReLU(), nn.LeakyReLU(0.3), nn.PReLU(), Swish(), nn.SiLU(inplace=True),
+    nn.Softplus(beta=3.0), nn.ELU(), nn.ELU(0.3), nn.Sigmoid(), nn.LeakyReLU(), nn.LeakyReLU(0.3), nn.PReLU(), Swish(),
+    nn.SiLU(inplace=True),
 ]  # fmt: skip
 
 
@@ -81,6 +104,21 @@ FUNCTIONS = {
     "half swish": (lambda h: 0.5 * h * torch.special.expit(h), "silu"),
     "gelu by erf": (lambda h: 0.5 * h * (1 + torch.erf(h / math.sqrt(2))), "gelu"),
     "gelu by erf, factors apart": (lambda h: h * 0.5 * (1.0 + torch.erf(h * 0.7071067811865476)), "gelu"),
+    "gelu by tanh": (
+        lambda h: 0.5 * h * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3))),
+        "gelu_tanh",
+    ),
+    "gelu by tanh, otherwise": (
+        lambda h: h * (0.5 + 0.5 * torch.tanh((0.044715 * torch.pow(h, 3.0) + h) * 0.7978845608028654)),
+        "gelu_tanh",
+    ),
+    "x / (1 + exp(-x))": (lambda h: h / (1 + torch.exp(-h)), "silu"),
+    "1 / (1 + exp(-x))": (lambda h: 1 / (1 + (-h).exp()), "sigmoid"),
+    "log(1 + exp(x))": (lambda h: torch.log(1 + torch.exp(h)), "softplus"),
+    "log1p(exp(2 x)) / 2": (lambda h: torch.log1p(torch.exp(2 * h)) / 2, "softplus"),
+    "-logsigmoid(-x)": (lambda h: -F.logsigmoid(-h), "softplus"),
+    "2 sigmoid(2 x) - 1": (lambda h: 2 * torch.sigmoid(2 * h) - 1, "sigmoid"),
+    "maximum": (lambda h: torch.maximum(h, torch.zeros_like(h)), "relu"),
     "clamp": (lambda h: h.clamp(min=0), "relu"),
     "relu": (lambda h: h.relu(), "relu"),
     "relu_": (lambda h: h.relu_(), "relu"),
@@ -124,7 +162,9 @@ def test_torchcfms():
     check(pfc.fuse(still, inputs=("x",)), lambda x, t: copy.deepcopy(still).double()(x))
 
 
-@pytest.mark.parametrize("order", [("x", "t", "theta"), ("theta", "x", "t"), ("t", "theta", "x"), ("theta", "t", "x")])
+@pytest.mark.parametrize(
+    "order", [("x", "t", "theta"), ("theta", "x", "t"), ("t", "theta", "x"), ("theta", "t", "x")]
+)
 def test_one_tensor_in_any_order(order):
     net = nn.Sequential(nn.Linear(2 + 1 + 4, 11), nn.SiLU(), nn.Linear(11, 2))
     field = pfc.fuse(net, inputs=order)
@@ -203,3 +243,128 @@ def test_models_mlp(classes, cond):
             null = given | {"y": torch.full((7,), classes)}
             without = {k: v for k, v in given.items() if k != "y"}
             assert torch.equal(field(x, t, **without), field(x, t, **null))
+
+
+def random_field(seed: int) -> nn.Module:
+    """A chain of layers and residual blocks of random widths and activations, over random inputs."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def pick(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=draw))
+
+    class Random(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dim, width = pick(1, 9), pick(1, 40)
+            self.scaled, self.freqs = pick(0, 1), nn.Parameter(torch.randn(pick(1, 5), generator=draw))
+            self.first = nn.Linear(self.dim + 2 * len(self.freqs) + 3, width)
+            self.parts = nn.ModuleList()
+            self.kinds: list[str] = []
+            for _ in range(pick(1, 6)):
+                kind, activation = (
+                    ("plain", "block", "short", "outside")[pick(0, 3)],
+                    copy.deepcopy(ACTIVATIONS[pick(0, len(ACTIVATIONS) - 1)]),
+                )
+                if kind == "plain":
+                    after = pick(1, 40)
+                    self.parts.append(
+                        nn.Sequential(nn.Linear(width, after, bias=bool(pick(0, 1))), activation)
+                    )
+                    width = after
+                elif kind == "short":
+                    self.parts.append(nn.Sequential(nn.Linear(width, width), activation))
+                else:
+                    inner = pick(1, 40)
+                    self.parts.append(
+                        nn.Sequential(nn.Linear(width, inner), activation, nn.Linear(inner, width))
+                    )
+                self.kinds.append(kind)
+            self.last = nn.Linear(width, self.dim)
+
+        def forward(self, theta: Tensor, x: Tensor, t: Tensor) -> Tensor:
+            phase = 2 * math.pi * t.view(-1, 1) * self.freqs
+            h = self.first(
+                torch.cat([phase.sin(), (x - 0.3) * 2 if self.scaled else x, theta, phase.cos()], -1)
+            )
+            h = F.silu(h)
+            for kind, part in zip(self.kinds, self.parts, strict=True):
+                h = (
+                    part(h)
+                    if kind == "plain"
+                    else h + part(h)
+                    if kind != "outside"
+                    else torch.tanh(part(h) + h)
+                )
+            return self.last(h) * 0.7 + 0.1
+
+    torch.manual_seed(seed)
+    return Random()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_chains(seed):
+    net = random_field(seed)
+    field = pfc.fuse(net, ("theta", "x", "t"))
+    theta = torch.randn(7, 3, dtype=torch.float64)
+    reference = copy.deepcopy(net).double()
+    check(field, lambda x, t: reference(theta, x, t), theta=theta)
+    assert sum(layer.residual >= 0 for layer in field.network.layers) == sum(
+        kind != "plain" for kind in net.kinds
+    )
+
+
+def test_the_layers_do_not_depend_on_the_weights():
+    """Weights that happen to be one or zero are weights."""
+
+    class Special(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.eye, self.last = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+            self.scale, self.shift = nn.Parameter(torch.ones(8)), nn.Parameter(torch.zeros(8))
+            nn.init.eye_(self.eye.weight)
+            nn.init.zeros_(self.eye.bias)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            h = torch.tanh(self.first(torch.cat([x, t[:, None]], -1)))
+            h = torch.relu(self.eye(h))
+            return self.last(torch.tanh(self.scale * h + self.shift))
+
+    net = Special()
+    field = pfc.fuse(net)
+    before = field.layers.clone()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    field.refresh()
+    assert torch.equal(field.layers, before)
+    check(field, copy.deepcopy(net).double())
+
+
+def layers_of(*widths: int) -> list[list[int]]:
+    between = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
+    net = nn.Sequential(nn.Linear(3, widths[0]), nn.SiLU(), *between, nn.SiLU(), nn.Linear(widths[-1], 2))
+    reference = copy.deepcopy(net).double()
+    field = pfc.fuse(net)
+    check(field, lambda x, t: reference(torch.cat([x, t[:, None]], -1)))
+    return [list(layer.weight.shape) for layer in field.network.layers]
+
+
+def test_linear_maps_in_a_row_are_folded_unless_that_is_more_work():
+    assert layers_of(40, 40, 40) == [[40, 3], [40, 40], [2, 40]]
+    assert layers_of(64, 4, 64) == [[64, 3], [4, 64], [64, 4], [2, 64]]
+
+
+@pytest.mark.parametrize("width, depth", [(1, 1), (16, 16), (512, 2), (37, 3), (128, 4)])
+def test_widths_and_depths(width, depth):
+    layers = [m for i in range(depth) for m in (nn.Linear(5 if i == 0 else width, width), nn.SiLU())]
+    net = nn.Sequential(*layers, nn.Linear(width, 4))
+    reference = copy.deepcopy(net).double()
+    field = pfc.fuse(net)
+    assert len(field.network.layers) == depth + 1
+    check(field, lambda x, t: reference(torch.cat([x, t[:, None]], -1)))
+
+
+def test_an_input_of_512():
+    net = nn.Sequential(nn.Linear(513, 16), nn.SiLU(), nn.Linear(16, 512))
+    reference = copy.deepcopy(net).double()
+    check(pfc.fuse(net), lambda x, t: reference(torch.cat([x, t[:, None]], -1)))

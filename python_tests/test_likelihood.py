@@ -45,15 +45,12 @@ class Gaussian:
         self.m = torch.from_numpy(rng.normal(size=dim))
         self.cov = torch.from_numpy(half @ half.T + 0.2 * np.eye(dim))
         self.data = MultivariateNormal(self.m, self.cov)
+        self.variances, self.axes = torch.linalg.eigh(self.cov)
 
     def __call__(self, x, t):
-        t = t.reshape(-1, 1, 1).to(x.dtype)
-        cov, m, eye = self.cov.to(x.dtype), self.m.to(x.dtype), torch.eye(len(self.m), dtype=x.dtype)
-        away = (x - t[..., 0] * m)[..., None]
-        return (
-            m
-            + ((t * cov - (1 - t) * eye) @ torch.linalg.solve(t**2 * cov + (1 - t) ** 2 * eye, away))[..., 0]
-        )
+        t, m, axes, v = (part.to(x.dtype) for part in (t.reshape(-1, 1), self.m, self.axes, self.variances))
+        gain = (t * v - (1 - t)) / (t**2 * v + (1 - t) ** 2)
+        return m + (gain * ((x - t * m) @ axes)) @ axes.T
 
 
 def points(batch, dim, dtype=torch.float64):

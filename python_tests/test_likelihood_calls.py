@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
+from test_likelihood import back, grown, growth
 from torch.distributions import Independent, MultivariateNormal, Normal, Uniform
 
 import pyflowcore as pfc
 from pyflowcore.likelihood.divergence import Trace
-from test_likelihood import back, grown, growth
 
 EULER, RK4 = back("euler", 2), back("rk4", 3)
 FORWARD = pfc.plan("rk4", 3, last="full")
@@ -353,7 +353,9 @@ REFUSED = {
     "source": (lambda: call(source=3), ["source", "int"]),
     "elements": (lambda: call(source=Normal(torch.zeros(3), 1.0)), ["source", "[2, 3]", "[2]", "Independent"]),
     "event": (lambda: call(source=MultivariateNormal(torch.zeros(4), torch.eye(4))), ["source", "[2, 3]", "[4]"]),
-    "batch shape": (lambda: sample(shape=None, seeds=None, batch=2, source=Normal(torch.zeros(3), 1.0)), ["source", "Independent", "[3]"]),
+    "batch shape": (
+        lambda: sample(shape=None, seeds=None, batch=2, source=Normal(torch.zeros(3), 1.0)), ["source", "Independent", "[3]"]
+    ),
     "cond": (lambda: call(cond=3), ["cond", "int"]),
     "twice": (lambda: call(cond={"y": 1}, shared={"y": 1}), ["shared", "cond", "y"]),
     "numpy": (lambda: call(field=numpy_net), ["field", "derivative", "NumPy"]),

@@ -2,8 +2,8 @@
 //
 // V is what is computed on: a float, a double, or a compiler's vector of them. M gives M::fma(a, b, c) = a b + c, fused or
 // not: results may differ in their last bits between two instruction sets, never between two calls on one. SiLU and sigmoid
-// of float32 are computed in float32; the others in float64 (`Wide`), which leaves them little more than the last rounding;
-// those of float64 by the C library (`exact`), in long double where float64 would cancel.
+// of float32 are computed in float32, where the multiply-add is fused; the others in float64 (`Wide`), which leaves them little
+// more than the last rounding; those of float64 by the C library (`exact_answer`), mostly in long double.
 //
 // Polynomials: Chebyshev interpolation of the reduced functions in 50 digits, coefficients then rounded, as in
 // exact_math.hpp. nan stays nan; at infinity a function has its limit, so that silu(-inf) is 0.
@@ -42,7 +42,6 @@ PFC_HD V splat(C c) {
   return V{} + c;
 }
 
-inline constexpr float kSELUScale32 = 1.05070098735548049342f;
 inline constexpr double kSELUScale = 1.05070098735548049342, kSELUAlpha = 1.67326324235437728482;
 inline constexpr double kGELULinear =
     0x1.9884533d43651p+0;  // 2 sqrt(2 / pi); gelu_tanh is z sigmoid(kGELULinear (z + ..))
@@ -52,73 +51,81 @@ inline constexpr double kSoftplusThreshold = 20.0;
 
 // ------------------------------------------------------------------------------------------- float32, in float32
 
-// e^x = p 2^n for x in [-200, 0]: p in [0.7, 1.42], n as the low bits of `shifted`.
-template <class V>
-struct Power32 {
-  V p, shifted;
-};
-
 inline constexpr float kShift32 = 12582912.0f;  // 1.5 2^23: adding it rounds to a whole number
 
+// 1 + e^a as (d + low) / inverse, for a >= 0, where inverse is a power of two: so nothing overflows, and nothing becomes
+// subnormal before the last multiplication. low is what d lost when it was rounded.
+template <class V>
+struct Logistic32 {
+  V d, low, inverse;
+};
+
 template <class M, class V>
-PFC_HD Power32<V> exp_parts(V x) {
-  const V shifted = M::fma(x, splat<V>(1.44269504f), splat<V>(kShift32));
+PFC_HD V nearly_reciprocal(V d) {  // 14 bits are enough
+  if constexpr (requires { M::reciprocal_estimate(d); })
+    return M::reciprocal_estimate(d);
+  else
+    return 1.0f / d;
+}
+
+// M::fma must be fused: residuals are taken by it. Beyond 128 nothing is left of the result.
+template <class M, class V>
+PFC_HD Logistic32<V> logistic(V a) {
+  using I = typename BitsOf<V>::type;
+  const V shifted = M::fma(a, splat<V>(1.44269504f), splat<V>(kShift32));
   const V n = shifted - kShift32;
   // ln 2 in two parts: the first has 12 bits, so n times it is exact.
-  V r = M::fma(n, splat<V>(-0.693115234375f), x);
+  V r = M::fma(n, splat<V>(-0.693115234375f), a);
   r = M::fma(n, splat<V>(-3.194618329871446e-05f), r);
-  V p = splat<V>(0.0013926184f);
-  p = M::fma(p, r, splat<V>(0.008363179f));
-  p = M::fma(p, r, splat<V>(0.041666556f));
-  p = M::fma(p, r, splat<V>(0.16666576f));
-  p = M::fma(p, r, splat<V>(0.5f));
-  p = M::fma(p, r, splat<V>(1.0f));
-  return {M::fma(p, r, splat<V>(1.0f)), shifted};
+  V p = splat<V>(0.001381454f);
+  p = M::fma(p, r, splat<V>(0.008368745f));
+  p = M::fma(p, r, splat<V>(0.04166839f));
+  p = M::fma(p, r, splat<V>(0.16666521f));
+  p = M::fma(p, r, splat<V>(0.49999994f));
+  const V expm1 = M::fma(r * r, p, r);  // e^r - 1
+  const I whole = exact::bit_cast<I>(shifted) - exact::bit_cast<int32_t>(kShift32);
+  const I half = whole >> 1;
+  const V power = exact::bit_cast<V>((whole - half + 127) << 23), inverse = exact::bit_cast<V>((127 - half) << 23);
+  const V rest = M::fma(expm1, power, inverse);
+  const V d = power + rest;
+  const V low = (power - d) + rest;
+  return {d, low, inverse};
 }
 
-// x 2^n, in two factors: the second alone may make it subnormal.
+// a / (d + low), to half an ulp and the square of the estimate's error.
+template <class M, class V>
+PFC_HD V quotient(V a, const Logistic32<V>& e) {
+  const V estimate = nearly_reciprocal<M>(e.d);
+  const V q = a * estimate;
+  return M::fma(M::fma(-q, e.low, M::fma(-q, e.d, a)), estimate, q);
+}
+
 template <class V>
-PFC_HD V scale_by_power(V x, V shifted) {
+PFC_HD V bounded_magnitude(V z) {
   using I = typename BitsOf<V>::type;
-  const I n = exact::bit_cast<I>(shifted) - exact::bit_cast<int32_t>(kShift32);
-  const I half = n >> 1;
-  const V first = exact::bit_cast<V>((half + 127) << 23), second = exact::bit_cast<V>((n - half + 127) << 23);
-  return (x * first) * second;
+  const V a = exact::bit_cast<V>(exact::bit_cast<I>(z) & INT32_MAX);
+  return a > 128.0f ? splat<V>(128.0f) : a;
 }
 
-// -|z|, no less than -128: there every function below has reached its limit.
-template <class V>
-PFC_HD V negative_magnitude(V z) {
-  using I = typename BitsOf<V>::type;
-  const V x = exact::bit_cast<V>(exact::bit_cast<I>(z) | (I{} + INT32_MIN));
-  return x < -128.0f ? splat<V>(-128.0f) : x;
-}
-
-// With e = e^-|z|: sigmoid is 1/(1+e) on the right and e/(1+e) on the left, whose power of two comes last, so that nothing
-// is lost where e itself is subnormal.
+// max(z, 0) - |z| / (1 + e^|z|).
 template <class M, bool kSlope, class V>
 PFC_HD Answer<V> silu(V z) {
-  const V x = negative_magnitude(z);
-  const Power32<V> power = exp_parts<M>(x);
-  const V d = M::scale(power.p, power.shifted) + 1.0f;
-  const V quotient = (z < 0.0f ? x * power.p : z) / d;
-  const V value = z < 0.0f ? M::scale(quotient, power.shifted) : quotient;
+  const V a = bounded_magnitude(z);
+  const Logistic32<V> e = logistic<M>(a);
+  const V value = M::fma(-quotient<M>(a, e), e.inverse, z < 0.0f ? V{} : z);
   if constexpr (!kSlope) return {value, V{}};
-  const V large = 1.0f / d;
-  const V small = M::scale(power.p / d, power.shifted);
-  const V here = z < 0.0f ? small : large, there = z < 0.0f ? large : small;
+  const V tail = quotient<M>(splat<V>(1.0f), e) * e.inverse;
+  const V here = z < 0.0f ? tail : 1.0f - tail, there = z < 0.0f ? 1.0f - tail : tail;
   return {value, M::fma(value, there, here)};
 }
 
 template <class M, bool kSlope, class V>
 PFC_HD Answer<V> sigmoid(V z) {
-  const Power32<V> power = exp_parts<M>(negative_magnitude(z));
-  const V d = M::scale(power.p, power.shifted) + 1.0f;
-  const V quotient = (z < 0.0f ? power.p : splat<V>(1.0f)) / d;
-  // nan is neither side's, and must come back.
-  const V value = z < 0.0f ? M::scale(quotient, power.shifted) : quotient;
+  const Logistic32<V> e = logistic<M>(bounded_magnitude(z));
+  const V q = quotient<M>(splat<V>(1.0f), e);
+  const V value = z < 0.0f ? q * e.inverse : M::fma(-q, e.inverse, splat<V>(1.0f));
   if constexpr (!kSlope) return {value, V{}};
-  return {value, M::scale(power.p / d, power.shifted) / d};
+  return {value, (q * e.inverse) * M::fma(-q, e.inverse, splat<V>(1.0f))};
 }
 
 // ------------------------------------------------------------------------------------------- float32, in float64
@@ -218,6 +225,23 @@ struct Wide {
     return {z * here, M::fma(bounded * bend, e * d * d, here)};
   }
 
+  // For instruction sets without a fused multiply-add.
+  template <class V>
+  PFC_HD static Answer<V> silu(V given) {
+    const V z = at_least(given, -200.0);
+    const V e = exp_of<M>(at_least(-z, -700.0));
+    const V d = 1.0 / (1.0 + e);
+    if constexpr (!kSlope) return {z * d, V{}};
+    return {z * d, M::fma(z * d, e * d, d)};
+  }
+
+  template <class V>
+  PFC_HD static Answer<V> sigmoid(V z) {
+    const V e = exp_of<M>(-at_most(at_least(z, -200.0), 200.0));
+    const V d = 1.0 / (1.0 + e);
+    return {d, e * d * d};
+  }
+
   // tanh of a >= 0 is -m / (2 + m) with m = e^(-2 a) - 1.
   template <class V>
   PFC_HD static Answer<V> tanh(V z) {
@@ -267,20 +291,20 @@ struct Wide {
 #if !defined(__CUDACC__)
 // One number at a time: float64 is for checks, and the C library's functions are within an ulp.
 PFC_HD Answer<double> exact_answer(Activation kind, double parameter, double z) {
-  const double e = __builtin_exp(-__builtin_fabs(z));
   switch (kind) {
     case Activation::kSiLU: {
-      const bool left = z < 0.0;
-      const double large = 1.0 / (1.0 + e), small = e / (1.0 + e);
-      double value = z / (1.0 + e);
-      // e^z in two factors: alone it may be subnormal.
-      if (left) {
-        const double half = __builtin_exp(0.5 * z);
-        value = z > -1400.0 ? (z > -700.0 ? z * e / (1.0 + e) : z * half * half) : -0.0;
+      if (z < -700.0) {
+        const long double power = z < -11000.0 ? 0.0L : __builtin_expl(z), bounded = z < -11000.0 ? -11000.0L : z;
+        return {static_cast<double>(bounded * power), static_cast<double>((1.0L + bounded) * power)};
       }
-      return {value, left ? small + value * large : large + value * small};
+      const double e = __builtin_exp(-z), d = 1.0 + e;
+      const double value = z / d;
+      return {value, 1.0 / d + value * (e / d)};
     }
-    case Activation::kSigmoid: return {(z < 0.0 ? e : z - z + 1.0) / (1.0 + e), e / (1.0 + e) / (1.0 + e)};
+    case Activation::kSigmoid: {
+      const long double e = __builtin_expl(-static_cast<long double>(z)), d = 1.0L / (1.0L + e);
+      return {static_cast<double>(d), static_cast<double>(z < -11000.0 ? 0.0L : e * d * d)};
+    }
     case Activation::kGELU: {
       if (z < -40.0) return {-0.0, 0.0};
       const long double wide = z;

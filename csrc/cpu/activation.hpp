@@ -28,15 +28,19 @@ struct Math {
     return a * b + c;
   }
 
-  template <class V>
-  static PFC_INLINE V scale(V x, V shifted) {
+  // 14 bits.
 #if defined(__AVX512F__)
-    if constexpr (std::is_same_v<V, Native<float>>)
-      return (V)_mm512_scalef_ps((__m512)x, (__m512)(shifted - activation::kShift32));
-#endif
-    return activation::scale_by_power(x, shifted);
+  static PFC_INLINE Native<float> reciprocal_estimate(Native<float> d) {
+    return (Native<float>)_mm512_rcp14_ps((__m512)d);
   }
+#endif
 };
+
+#if defined(__FMA__)
+inline constexpr bool kFused = true;
+#else
+inline constexpr bool kFused = false;
+#endif
 
 // A function of float64 on a vector of float32: in two halves, since a native vector of float64 has half the lanes.
 template <class F>
@@ -83,8 +87,12 @@ PFC_INLINE void with_activation(Activation kind, double parameter, const Use& us
   } else {
     using W = activation::Wide<Math, kSlope>;
     switch (kind) {
-      case Activation::kSiLU: return use([](V z) { return activation::silu<Math, kSlope>(z); });
-      case Activation::kSigmoid: return use([](V z) { return activation::sigmoid<Math, kSlope>(z); });
+      case Activation::kSiLU:
+        if constexpr (kFused) return use([](V z) { return activation::silu<Math, kSlope>(z); });
+        return use([](V z) { return by_halves([](auto w) { return W::silu(w); }, z); });
+      case Activation::kSigmoid:
+        if constexpr (kFused) return use([](V z) { return activation::sigmoid<Math, kSlope>(z); });
+        return use([](V z) { return by_halves([](auto w) { return W::sigmoid(w); }, z); });
       case Activation::kGELU: return use([](V z) { return by_halves([](auto w) { return W::gelu(w); }, z); });
       case Activation::kGELUTanh: return use([](V z) { return by_halves([](auto w) { return W::gelu_tanh(w); }, z); });
       case Activation::kSELU: return use([](V z) { return by_halves([](auto w) { return W::selu(w); }, z); });

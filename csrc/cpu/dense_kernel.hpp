@@ -1,6 +1,6 @@
-// A layer on a tile of samples: z = start (+ add) + W h. Lanes are outputs, so that each output has one chain in order of k
+// A layer on a tile of samples: z = start (+ add) + W h. Lanes are outputs, so that each output has its chains in order of k
 // (core/network.hpp) whatever the tile is: a block of samples by a few vectors of outputs stays in registers, and for each k
-// the weights' vectors are loaded once and multiplied by the samples' h_k, broadcast.
+// the weights' vectors are loaded once and multiplied by the samples' h_k, broadcast. Totals rest in `out` between chains.
 #pragma once
 
 #include <utility>
@@ -24,8 +24,19 @@ template <class S>
 inline constexpr int kVectorsInPanel = kPanel / Wide<S>::kLanes;
 
 // Products over at most so many k at a time: the weights of a block of outputs then stay in the first-level cache while all
-// samples of a tile pass. Sums rest in `out` in between, which keeps their bits.
+// samples of a tile pass. Whole chains, so that no bit depends on it.
 inline constexpr int kBlockInputs = 128;
+static_assert(kBlockInputs % kChain == 0);
+
+// One number in every lane. (0 + c would be an addition: it turns -0 into 0.)
+template <class V, class S, int... kLane>
+PFC_INLINE V broadcast_lanes(S c, std::integer_sequence<int, kLane...>) {
+  return V{((void)kLane, c)...};
+}
+template <class S>
+PFC_INLINE Native<S> broadcast(S c) {
+  return broadcast_lanes<Native<S>>(c, std::make_integer_sequence<int, Wide<S>::kLanes>{});
+}
 
 template <class S>
 struct Block {
@@ -47,33 +58,39 @@ __attribute__((noinline)) void multiply_block(const Block<S>& given) {
   using V = Native<S>;
   constexpr int kLanes = Wide<S>::kLanes, kPer = kVectorsInPanel<S>;
   const Block<S> b = given;
-  V sum[kSamples][kVectors];
-#pragma GCC unroll 8
-  for (int i = 0; i < kSamples; ++i)
-#pragma GCC unroll 8
-    for (int j = 0; j < kVectors; ++j) {
-      sum[i][j] = load_bytes<V>(b.start + i * b.start_stride + j * kLanes);
-      if (b.add) sum[i][j] = sum[i][j] + load_bytes<V>(b.add + i * b.add_stride + j * kLanes);
-    }
   const S* row[kSamples];
 #pragma GCC unroll 8
   for (int i = 0; i < kSamples; ++i) row[i] = b.h + i * b.h_stride;
   const S* w = b.weights;
-  for (int k = 0; k < b.count; ++k, w += kPanel) {
-    V weight[kVectors];
+  const S* total = b.start;
+  int64_t total_stride = b.start_stride;
+  const S* add = b.add;
+  int k = 0;
+  do {
+    V sum[kSamples][kVectors] = {};
+    for (const int end = k + kChain < b.count ? k + kChain : b.count; k < end; ++k, w += kPanel) {
+      V weight[kVectors];
 #pragma GCC unroll 8
-    for (int j = 0; j < kVectors; ++j) weight[j] = load_bytes<V>(w + (j / kPer) * b.panel + (j % kPer) * kLanes);
+      for (int j = 0; j < kVectors; ++j) weight[j] = load_bytes<V>(w + (j / kPer) * b.panel + (j % kPer) * kLanes);
 #pragma GCC unroll 8
-    for (int i = 0; i < kSamples; ++i) {
-      const V h = activation::splat<V>(row[i][k]);
+      for (int i = 0; i < kSamples; ++i) {
+        const V h = broadcast<S>(row[i][k]);
 #pragma GCC unroll 8
-      for (int j = 0; j < kVectors; ++j) sum[i][j] = Math::fma(weight[j], h, sum[i][j]);
+        for (int j = 0; j < kVectors; ++j) sum[i][j] = Math::fma(weight[j], h, sum[i][j]);
+      }
     }
-  }
 #pragma GCC unroll 8
-  for (int i = 0; i < kSamples; ++i)
+    for (int i = 0; i < kSamples; ++i)
 #pragma GCC unroll 8
-    for (int j = 0; j < kVectors; ++j) store_bytes(b.out + i * b.out_stride + j * kLanes, sum[i][j], false);
+      for (int j = 0; j < kVectors; ++j) {
+        V z = load_bytes<V>(total + i * total_stride + j * kLanes);
+        if (add) z = z + load_bytes<V>(add + i * b.add_stride + j * kLanes);
+        store_bytes(b.out + i * b.out_stride + j * kLanes, z + sum[i][j], false);
+      }
+    total = b.out;
+    total_stride = b.out_stride;
+    add = nullptr;
+  } while (k < b.count);
 }
 
 template <class S>
@@ -94,7 +111,7 @@ struct BlockTable {
   }
 };
 template <class S>
-inline constexpr BlockTable<S> kBlocks =
+inline constexpr BlockTable<S> kBlockTable =
     BlockTable<S>::make(std::make_integer_sequence<int, kBlockSamples * kBlockVectors>{});
 
 // One product of a layer, or of one of layer 0's parts.
@@ -142,7 +159,7 @@ inline void multiply(const Dense<S>& d, int64_t n, const Finish& finish) {
         block.out = d.to + i * d.to_stride + element;
         block.start = first ? d.start + i * d.start_stride + element : block.out;
         block.add = first && d.add ? d.add + i * d.add_stride + element : nullptr;
-        kBlocks<S>.at[samples - 1][width - 1](block);
+        kBlockTable<S>.at[samples - 1][width - 1](block);
         if (last) finish(i, samples, element, static_cast<int64_t>(width) * kLanes);
         i += samples;
       }

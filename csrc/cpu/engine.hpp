@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "../core/adaptive_network.hpp"
+#include "../core/divergence.hpp"
 #include "../core/trajectory.hpp"
 
 namespace pfc::cpu {
@@ -20,6 +21,9 @@ struct EngineKernels {
   void (*time_prefixes)(const TrajectoryArgs&, void* prefixes, int64_t begin, int64_t end);
   // Samples begin to end, through every row.
   void (*trajectory)(const TrajectoryArgs&, const Kernels&, const void* prefixes, int64_t begin, int64_t end);
+  // The network with the trace of its Jacobian, and the trajectory with the change of the log-density.
+  void (*divergence)(const DivergenceArgs&, int64_t begin, int64_t end);
+  void (*log_density)(const LogDensityArgs&, const Kernels&, const void* prefixes, int64_t begin, int64_t end);
   // Adaptive solves of the samples that `next` counts off, up to `most` at a time, until there are none left.
   void (*network_solve)(const NetworkSolveArgs&, const Kernels&, std::atomic<int64_t>& next, int64_t most);
 };

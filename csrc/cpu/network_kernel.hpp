@@ -24,6 +24,20 @@ struct Prefix {
   int64_t stride = 0;
 };
 
+// A layer's input, its output, and the one input that may be waiting to be added.
+inline constexpr int kBuffers = 3;
+
+// Which of the buffers each layer writes: neither its input's nor one that is still to be added.
+PFC_INLINE void place_buffers(const Network& net, int* to) {
+  for (int l = 0; l < net.layers; ++l) {
+    bool taken[kBuffers] = {};
+    if (l > 0) taken[to[l - 1]] = true;
+    for (int m = l; m < net.layers; ++m)
+      if (net.layer[m].residual > 0 && net.layer[m].residual <= l) taken[to[net.layer[m].residual - 1]] = true;
+    to[l] = !taken[0] ? 0 : !taken[1] ? 1 : 2;
+  }
+}
+
 template <class S>
 class NetworkTile {
  public:
@@ -43,7 +57,7 @@ class NetworkTile {
     feature_stride_ = padded_to_panel(net.feature_count);
     features_ = take<S>(at, feature_rows(samples) * feature_stride_);
     columns_ = feature_columns(net, take<double>(at, padded_to_panel(FeatureColumns::doubles(net.feature_count))));
-    place_buffers();
+    place_buffers(net, to_);
   }
 
   PFC_INLINE int64_t width0() const { return padded_to_panel(net_.layer[0].out); }
@@ -106,9 +120,6 @@ class NetworkTile {
   }
 
  private:
-  // A layer's input, its output, and the one input that may be waiting to be added.
-  static constexpr int kBuffers = 3;
-
   // Rows are a cache line longer than their contents: rows of a power of two would share few sets of the cache.
   static PFC_INLINE int64_t buffer_stride(const Network& net) {
     int64_t widest = 0;
@@ -125,17 +136,6 @@ class NetworkTile {
   }
 
   PFC_INLINE const S* params() const { return static_cast<const S*>(net_.params); }
-
-  // Which buffer each layer writes: neither its input's nor one that is still to be added.
-  PFC_INLINE void place_buffers() {
-    for (int l = 0; l < net_.layers; ++l) {
-      bool taken[kBuffers] = {};
-      if (l > 0) taken[to_[l - 1]] = true;
-      for (int m = l; m < net_.layers; ++m)
-        if (net_.layer[m].residual > 0 && net_.layer[m].residual <= l) taken[to_[net_.layer[m].residual - 1]] = true;
-      to_[l] = !taken[0] ? 0 : !taken[1] ? 1 : 2;
-    }
-  }
 
   PFC_INLINE void finish(const Layer& layer, const S* residual, int64_t at, int64_t rows, int64_t count, S* to) const {
     if (layer.activation != Activation::kIdentity)

@@ -10,11 +10,17 @@
 namespace pfc::cpu {
 namespace {
 
-// What a row does to the memory of a tile, read once from its record.
-struct RowFacts {
-  bool point_is_state;
-  bool scales_input;
-};
+// As Row::point_is_state, on the numbers that the row computes with.
+template <class S>
+PFC_INLINE bool is_point_state(const double* rec) {
+  using namespace record;
+  if (rec[kC] == 0.0 || rec[kCMinus1] != 0.0 || static_cast<S>(rec[kENew]) != S(0)) return false;
+  for (int k = 0; k < kMaxSlots; ++k)
+    if (static_cast<S>(rec[kE + k]) != S(0)) return false;
+  for (int n = 0; n < kMaxDraws; ++n)
+    if (static_cast<S>(rec[kR + n]) != S(0)) return false;
+  return true;
+}
 
 template <class S>
 class TrajectoryTile {
@@ -76,7 +82,7 @@ class TrajectoryTile {
         call.scale_sample_stride = 0;
       }
       const bool last = i + 1 == args_.rows;
-      const bool at_state = is_point_state(rec);
+      const bool at_state = is_point_state<S>(rec);
       const bool scaled = static_cast<S>(rec[record::kInScale]) != S(1);
       call.point_out = last || at_state ? nullptr : point_;
       call.copies = last || !scaled ? 0 : 1;
@@ -91,17 +97,6 @@ class TrajectoryTile {
  private:
   static PFC_INLINE int64_t row_elements(const TrajectoryArgs& args, int64_t samples) {
     return padded_to_panel(samples * args.network.dim);
-  }
-
-  // As Row::point_is_state, on the numbers that the row computes with.
-  static PFC_INLINE bool is_point_state(const double* rec) {
-    using namespace record;
-    if (rec[kC] == 0.0 || rec[kCMinus1] != 0.0 || static_cast<S>(rec[kENew]) != S(0)) return false;
-    for (int k = 0; k < kMaxSlots; ++k)
-      if (static_cast<S>(rec[kE + k]) != S(0)) return false;
-    for (int n = 0; n < kMaxDraws; ++n)
-      if (static_cast<S>(rec[kR + n]) != S(0)) return false;
-    return true;
   }
 
   PFC_INLINE void keep(void* base, int64_t index, const S* from, int64_t first, int64_t n) const {

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import _library
 from ..branches import scales_of
 from ..calls import Call
-from .fused import Fused, is_fused
+from ..fuse import FusedField
 
 __all__ = ["Explanation", "explain", "obstacles"]
 
@@ -45,18 +45,17 @@ class Explanation:
     reasons: tuple[str, ...]
 
     def __str__(self) -> str:
-        def plural(count: int, word: str) -> str:
-            return f"{count} {word}{'' if count == 1 else 's'}"
-
-        taken = ", ".join(f"{plural(n, 'branch').replace('hs', 'hes')} in {plural(count, 'row')}"
-                          for n, count in sorted(self.branches.items()))  # fmt: skip
+        taken = ", ".join(
+            f"{_counted(n, 'branch', 'branches')} in {_counted(count, 'row')}"
+            for n, count in sorted(self.branches.items())
+        )
         what = "one operator call for the whole trajectory" if self.engine == "engine" else "row by row"
         lines = [
             ("runs in", f"the {self.engine}: {what}"),
             *(("because", reason) for reason in self.reasons),
             ("operators", ", ".join(self.operators)),
             ("state", f"{str(self.dtype).removeprefix('torch.')} on {self.device}, kernels: {self.kernels}"),
-            ("rows", f"{self.rows}, {plural(self.nfe, 'evaluation')} ({taken or 'none'})"),
+            ("rows", f"{self.rows}, {_counted(self.nfe, 'evaluation')} ({taken or 'none'})"),
             *self.parts,
         ]
         width = max(len(name) for name, _ in lines)
@@ -67,11 +66,13 @@ def obstacles(call: Call) -> tuple[str, ...]:
     """Why a call runs in the loop; empty where the engine takes it. Nothing is looked at but the arguments."""
 
     field, guidance = call.field, call.guidance
-    if not is_fused(field):
+    if not isinstance(field, FusedField):
         return (f"the field is {_named(field)}; the engine is for fields made by pfc.fuse",)
     found = []
     if torch.compiler.is_compiling():
         found.append("torch.compile traces the loop")
+    elif torch._C._are_functorch_transforms_active():
+        found.append("a transform of torch.func is active")
     for name, value in (("hook", call.hook), ("mask", call.mask), ("callback", call.callback)):
         if value is not None:
             found.append(f"{name} wants the state at the grid points, outside the operator")
@@ -122,13 +123,10 @@ def explain(call: Call) -> Explanation:
     kind, dtype, plan = _device(call), _dtype(call), call.plan
     compiled = _without_kernels(kind) is None
     kernels = {"cpu": str(_library.cpu_isa()), "cuda": "CUDA"}[kind] if compiled else "plain PyTorch"
-    counts, scales = scales_of(
-        plan.on(call.field.path, call.field.prediction), call.guidance, torch.empty(call.batch() or 0, dtype=dtype),
-        call.guided, call.guidance_scale, False, len(call.several),
-    )  # fmt: skip
+    counts = _counts(call)
     taken = Counter(n for n, row in zip(counts, plan.facts, strict=True) if row.evaluates and n)
     describe = _loop_parts if reasons else _engine_parts
-    operators, parts = describe(call, kernels, max(taken, default=1) > 1 and scales is not None)
+    operators, parts = describe(call, kernels, max(taken, default=1) > 1)
     precision = {"tf32": "tf32", "bfloat16": "bf16"}.get(getattr(call.field, "precision", ""), "exact")
     return Explanation(
         "loop" if reasons else "engine", operators, kind, kernels, dtype, precision, len(plan.facts), sum(taken.values()),
@@ -140,13 +138,13 @@ _Parts = tuple[tuple[str, ...], tuple[tuple[str, str], ...]]
 
 
 def _engine_parts(call: Call, kernels: str, guided: bool) -> _Parts:
-    field = cast("Fused", call.field)
+    field = cast("FusedField", call.field)
     widths = [int(field.layers[0, 0]), *field.layers[:, 1].int().tolist()]
     inside = f"inside trajectory ({kernels})"
     parts = [
         ("network", f"{inside}, {' -> '.join(map(str, widths))}, {field.precision}"),
         ("time features", f"{inside}, {len(field.features)}, once a row"),
-        ("rows", f"{inside}, state and {call.plan.slots} slots"),
+        ("rows", f"{inside}, state and {_counted(call.plan.slots, 'slot')}"),
     ]
     if guided:
         parts.append(("guidance", inside))
@@ -159,7 +157,7 @@ def _engine_parts(call: Call, kernels: str, guided: bool) -> _Parts:
 
 def _loop_parts(call: Call, kernels: str, guided: bool) -> _Parts:
 
-    fused = is_fused(call.field)
+    fused = isinstance(call.field, FusedField)
     combine = "combine" if call.enable_grad else "combine_"
     operators = [combine]
     where = "the caller's, called for every evaluation"
@@ -168,7 +166,10 @@ def _loop_parts(call: Call, kernels: str, guided: bool) -> _Parts:
         where = f"network ({kernels}), called for every evaluation"
         if call.enable_grad:
             where = "the module, called for every evaluation"
-    parts = [("network", where), ("rows", f"{combine} ({kernels}), state and {call.plan.slots} slots")]
+    parts = [
+        ("network", where),
+        ("rows", f"{combine} ({kernels}), state and {_counted(call.plan.slots, 'slot')}"),
+    ]
     if guided:
         weighed = call.guidance is not None and call.guidance.by_sample
         if weighed and not call.enable_grad:
@@ -180,6 +181,23 @@ def _loop_parts(call: Call, kernels: str, guided: bool) -> _Parts:
     if call.enable_grad:
         parts.append(("gradient", "autograd through every row; the field's activations are kept"))
     return tuple(operators), tuple(parts)
+
+
+def _counts(call: Call) -> list[int]:
+    """Of each row: how many branches of the field it takes."""
+    plan, batch = call.plan.on(call.field.path, call.field.prediction), call.batch()
+    if batch is None and call.guided and call.guidance is not None:
+        # How many samples there are is not said yet, so a scale for each may be of any number.
+        times = [row.t if row.evaluates else None for row in plan.facts]
+        return call.guidance.rows(times, None, call.guidance_scale, len(call.several))[0]
+    state = torch.empty(batch or 0, dtype=_dtype(call))
+    return scales_of(plan, call.guidance, state, call.guided, call.guidance_scale, False, len(call.several))[
+        0
+    ]
+
+
+def _counted(count: int, word: str, words: str = "") -> str:
+    return f"{count} {word if count == 1 else words or word + 's'}"
 
 
 def _named(field: object) -> str:

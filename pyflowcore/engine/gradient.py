@@ -8,79 +8,68 @@ module there, one row at a time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import _core
 from ..conditions import map_tensors
 from ..ops.trajectory import point_is_state
-from .fused import Fused
-from .prepared import PRECISIONS, Prepared
+from .prepared import Fixed
 
 __all__ = ["differentiable"]
 
 _R = _core.record
 
 
-class _Fixed(NamedTuple):
-    """What has no gradient."""
-
-    field: Fused
-    made: Prepared
-    cond: Tensor | None
-    branches: list[dict[str, Any]]
-    seeds: Tensor | None
-    keep: Tensor | None
-
-
-def differentiable(
-    field: Fused, x0: Tensor, cond: Tensor | None, branches: list[dict[str, Any]], made: Prepared, seeds: Tensor | None,
-    keep: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def differentiable(fixed: Fixed, x0: Tensor, branches: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
     """(samples, kept states), with gradients in x0, the conditions, the guidance scales and the module's parameters.
 
     Args:
-        cond: the branches' conditions as the operator takes them.
-        branches: the same as keyword arguments of the module.
+        branches: the keyword arguments of every branch; ``fixed.cond`` is made of them.
+
+    Raises:
+        RuntimeError: the module's weights are not those that are packed.
     """
-    field.check_fresh()
+    module = fixed.field.module
+    fixed.field.check_fresh()
     given: list[Tensor] = []
     for branch in branches:
         map_tensors(branch, lambda tensor: given.append(tensor) or tensor)  # type: ignore[func-returns-value]
-    learned = {id(tensor): tensor for tensor in [*given, *field.module.parameters()] if tensor.requires_grad}
-    fixed = _Fixed(field, made, None if cond is None else cond.detach(), branches, seeds, keep)
+    learned = {id(tensor): tensor for tensor in [*given, *module.parameters()] if tensor.requires_grad}
     return _Trajectory.apply(  # type: ignore[no-untyped-call]
-        fixed, x0, made.scales, *learned.values()
+        fixed, branches, x0, fixed.made.scales, *learned.values()
     )
 
 
 class _Trajectory(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, fixed: _Fixed, x0: Tensor, scales: Tensor | None, *learned: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        field, made = fixed.field, fixed.made
-        x, states, points = torch.ops.pyflowcore.trajectory(
-            x0, made.times, fixed.cond, field.params(x0.dtype, x0.device), field.layers, field.features, made.table,
-            made.branches, scales, fixed.seeds, fixed.keep, True, PRECISIONS[field.precision],
-        )  # fmt: skip
-        ctx.fixed = fixed
-        # Saved, so that autograd notices a parameter or a condition that is written before backward.
-        ctx.save_for_backward(points, scales, *learned)
+        ctx: Any, fixed: Fixed, branches: list[dict[str, Any]], x0: Tensor, scales: Tensor | None, *learned: Tensor
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        x, states, points = fixed.trajectory(x0, True)
+        ctx.fixed, ctx.branches = fixed, branches
+        # All of the module is saved, so that autograd notices a weight or a condition that is written before backward.
+        module = fixed.field.module
+        others = [t for t in (*module.parameters(), *module.buffers()) if not t.requires_grad]
+        ctx.count = len(learned)
+        ctx.save_for_backward(points, scales, *learned, *others)
         ctx.set_materialize_grads(False)
         return x, states
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_x: Tensor | None, grad_states: Tensor | None) -> tuple[Tensor | None, ...]:
-        points, scales, *learned = ctx.saved_tensors
-        sweep = _Sweep(ctx.fixed, points, scales, learned, ctx.needs_input_grad[2])
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "a second derivative (create_graph=True): the gradient through a fused field has none; with the module itself "
+                "as the field it has"
+            )
+        points, scales, *saved = ctx.saved_tensors
+        sweep = _Sweep(ctx.fixed, ctx.branches, points, scales, saved[: ctx.count], ctx.needs_input_grad[3])
         if grad_x is None:
             grad_x = points.new_zeros(points.shape[1:])
-        return None, sweep.run(grad_x, grad_states), sweep.grad_scales, *sweep.gathered
+        return None, None, sweep.run(grad_x, grad_states), sweep.grad_scales, *sweep.gathered
 
 
 class _Sweep:
@@ -88,7 +77,8 @@ class _Sweep:
 
     def __init__(
         self,
-        fixed: _Fixed,
+        fixed: Fixed,
+        branches: list[dict[str, Any]],
         points: Tensor,
         scales: Tensor | None,
         learned: Sequence[Tensor],
@@ -103,7 +93,7 @@ class _Sweep:
         ]
         leaf_of = {id(tensor): leaf for tensor, leaf in zip(learned, self._leaves, strict=True)}
         self._branches = [
-            map_tensors(branch, lambda tensor: leaf_of.get(id(tensor), tensor)) for branch in fixed.branches
+            map_tensors(branch, lambda tensor: leaf_of.get(id(tensor), tensor)) for branch in branches
         ]
         self.gathered: list[Tensor | None] = [None] * len(learned)
 

@@ -1,17 +1,15 @@
-"""What tracing does with activations: as modules and functions, and x * sigmoid(x) and its like written by hand."""
+"""What tracing does with activations that are modules or functions."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .operations import add, scale
-from .traced import Context, Traced, distinct, handles, lifted, paired
+from .operations import scale
+from .traced import Context, Traced, distinct, handles, lifted
 
-__all__ = ["activation", "gated"]
+__all__ = ["activation"]
 
 
 def activation(
@@ -81,56 +79,17 @@ def _clamp(context: Context, value: Any, min: Any = None, max: Any = None) -> Tr
     return activation(context, value, "relu")
 
 
-@handles("erf", "special_erf")
-def _erf(context: Context, value: Any) -> Traced:
-    return activation(context, value, "erf", kind="aside")
+@handles("logsigmoid", "log_sigmoid")
+def _logsigmoid(context: Context, value: Any) -> Traced:
+    """-softplus(-x)."""
+    return scale(
+        context, activation(context, scale(context, lifted(context, value), -1.0), "softplus", 1.0), -1.0
+    )
 
 
-_GATES = {("activation", "sigmoid"), ("aside", "erf")}
-
-
-def gated(context: Context, a: Traced, b: Traced) -> Traced:
-    """The product of two values that depend on the inputs: v (p + q sigmoid(v)) and v (p + q erf(v)), in either order."""
-    sample_a, atom_a, sample_b, atom_b = torch.broadcast_tensors(a.sample, a.atom, b.sample, b.atom)
-    sample = paired(context, sample_a, sample_b)
-    most = int(atom_b.max()) + 1
-    code, place = distinct(atom_a * most + atom_b)
-    one, other = code // most, code % most
-    for factor, gate in ((one, other), (other, one)):
-        found = _by_hand(context, factor, gate)
-        if found is not None:
-            return context.make(sample, found[place])
-    raise context.refuse("a product of two values that both depend on the inputs, and are not x * sigmoid(x)")
-
-
-def _by_hand(context: Context, factor: Tensor, gate: Tensor) -> Tensor | None:
-    tape = context.tape
-    base, q, p = tape.elementwise(gate)  # the gate is q g + p
-    groups = tape.groups_of(base)
-    if len(groups) != 1 or (groups[0].kind, groups[0].name) not in _GATES:
-        return None
-    argument = groups[0].atoms[base - groups[0].start]
-    ratio = _ratio(*tape.elementwise(factor), *tape.elementwise(argument))
-    if ratio is None:
-        return None
-    v = context.make(torch.zeros_like(argument), argument)
-    if groups[0].name == "sigmoid":
-        curved = scale(context, activation(context, v, "silu"), ratio * q)
-        rest = p
-    else:  # v erf(v) = sqrt(2) GELU(sqrt(2) v) - v
-        root = math.sqrt(2.0)
-        curved = scale(context, activation(context, scale(context, v, root), "gelu"), ratio * q * root)
-        rest = p - q
-    if bool((rest == 0).all()):
-        return curved.atom
-    return add(context, curved, scale(context, v, ratio * rest)).atom
-
-
-def _ratio(
-    base: Tensor, factor: Tensor, shift: Tensor, other: Tensor, slope: Tensor, offset: Tensor
-) -> Tensor | None:
-    """r, where factor base + shift = r (slope other + offset)."""
-    if not torch.equal(base, other) or bool((slope == 0).any()):
-        return None
-    ratio = factor / slope
-    return ratio if bool(((shift - ratio * offset).abs() <= 1e-14 * (1 + shift.abs())).all()) else None
+@handles("maximum", "max", "fmax")
+def _maximum(context: Context, a: Any, b: Any = None, **kwargs: Any) -> Traced:
+    zero, value = (a, b) if not isinstance(a, Traced) else (b, a)
+    if kwargs or not isinstance(zero, Tensor) or isinstance(zero, Traced) or bool((zero != 0).any()):
+        raise context.refuse("a maximum with something else than zeros")
+    return activation(context, value, "relu")

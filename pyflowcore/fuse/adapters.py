@@ -14,9 +14,10 @@ from .lowered import Lowered, check_structure, lowered
 
 __all__ = ["discover"]
 
-# Sizes of conditions to begin with, until a layer says what they are; the first is unlike others, so that nothing broadcasts.
-_GUESSES = (19, 1)
+# The size of a condition to begin with, until a layer says what it is: unlike others, so that nothing broadcasts.
+_GUESS = 19
 _TRIES = 8
+_MOST_DIMS = 6
 
 
 def discover(
@@ -30,31 +31,26 @@ def discover(
     """How the module is called, and its network."""
     if isinstance(module, MLP):
         return _of_mlp(module, inputs, times)
-    first = Calling(
-        tuple(inputs), _shape_of(module, sizes, shape), style_of(module, inputs), "batch",
-        tuple((name, sizes[name]) for name in inputs if name in sizes and name not in ("x", "t")), frozenset(labels),
-    )  # fmt: skip
-    guessed = {name for name in first.conditions if name not in sizes and name not in labels}
+    style = style_of(module, inputs)
+    conditions = [name for name in inputs if name not in ("x", "t")]
+    guessed = {name for name in conditions if name not in sizes and name not in labels}
+    shapes = _shapes_of(module, sizes, shape)
     if shape is None and "x" not in sizes:
         guessed.add("x")
-    ways = (
-        ("column",)
-        if first.style == "joined"
-        else ("batch", "column", "scalar")
-        if "t" in inputs
-        else ("batch",)
-    )
+    ways = ["column"] if style == "joined" else ["batch", "column", "scalar"] if "t" in inputs else ["batch"]
+    given = tuple((name, sizes.get(name, _GUESS)) for name in conditions)
     failures: list[CannotFuse] = []
-    for time in ways:
-        for guess in _GUESSES if guessed - {"x"} else (1,):
-            unknown = tuple((name, guess) for name in first.conditions if name in guessed)
-            calling = replace(first, time=time, sizes=first.sizes + unknown)
+    for one in shapes:
+        for time in ways:
+            calling = Calling(tuple(inputs), one, style, time, given, frozenset(labels))
             try:
                 return _settle(module, calling, guessed, times)
             except CannotFuse as error:
                 failures.append(error)
+        if not all(error.by_shapes for error in failures):
+            break
     # A part that cannot be fused says more than inputs of the wrong shape.
-    failures.sort(key=lambda error: isinstance(error.__cause__, Exception))
+    failures.sort(key=lambda error: error.by_shapes)
     raise failures[0]
 
 
@@ -80,14 +76,17 @@ def _settle(module: nn.Module, calling: Calling, guessed: set[str], times: Tenso
     )
 
 
-def _shape_of(module: nn.Module, sizes: Mapping[str, int], shape: Sequence[int] | None) -> tuple[int, ...]:
-    """Of one x: as said, or a vector like the last linear layer's output."""
+def _shapes_of(
+    module: nn.Module, sizes: Mapping[str, int], shape: Sequence[int] | None
+) -> list[tuple[int, ...]]:
+    """What one x may be: as said, or a vector like the output of a linear layer, the last ones first."""
     if shape is not None:
-        return tuple(shape)
+        return [tuple(shape)]
     if "x" in sizes:
-        return (sizes["x"],)
-    layers = [part for part in module.modules() if isinstance(part, nn.Linear)]
-    return (layers[-1].out_features if layers else 1,)
+        return [(sizes["x"],)]
+    layers = [part.out_features for part in module.modules() if isinstance(part, nn.Linear)]
+    dims = list(dict.fromkeys(reversed(layers)))
+    return [(dim,) for dim in dims[:_MOST_DIMS]] or [(1,)]
 
 
 def _of_mlp(module: MLP, inputs: Sequence[str], times: Tensor) -> tuple[Calling, Lowered]:

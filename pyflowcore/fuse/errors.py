@@ -14,8 +14,9 @@ ALLOWED = (
 class CannotFuse(ValueError):
     """The module is not of the kind that ``pfc.fuse`` takes; the message names the part and what is allowed."""
 
-    def __init__(self, where: str, what: str, *, allowed: bool = True) -> None:
+    def __init__(self, where: str, what: str, *, allowed: bool = True, by_shapes: bool = False) -> None:
         self.where, self.what, self.allowed = where, what, allowed
+        self.by_shapes = by_shapes  # another shape of the inputs might do
         super().__init__(f"{where}: {what}" + (f". {ALLOWED}." if allowed else ""))
 
     def __reduce__(self) -> tuple[object, ...]:

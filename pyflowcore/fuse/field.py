@@ -13,12 +13,10 @@ from ..field import Field, TimeMap
 from .adapters import discover
 from .arguments import labels_of, module_of, names_of, shape_of, sizes_of
 from .errors import CannotFuse
-from .lowered import lowered, weights_of
-from .net import FusedNet
+from .lowered import lowered, tensors_of
+from .net import PRECISIONS, FusedNet
 
-__all__ = ["PRECISIONS", "FusedField", "fuse"]
-
-PRECISIONS = ("float32", "tf32", "bfloat16")  # by their numbers for the operators
+__all__ = ["FusedField", "fuse"]
 
 
 class FusedField(Field):
@@ -120,7 +118,7 @@ class FusedField(Field):
             CannotFuse: if the module is another one by now: shapes changed, or it cannot be fused any more.
         """
         old = self.net.lowered
-        now = {name: tuple(tensor.shape) for name, tensor in weights_of(self.module).items()}
+        now = {name: tuple(tensor.shape) for name, tensor in tensors_of(self.module).items()}
         was = {name: tuple(tensor.shape) for name, tensor in old.weights.items()}
         for name in sorted(now.keys() | was.keys()):
             if now.get(name) != was.get(name):
@@ -132,14 +130,19 @@ class FusedField(Field):
 
     def stale(self) -> bool:
         """Whether the module's weights differ from those in use. It compares values, so on a GPU it waits for the device."""
-        now = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
-        was = self.net.lowered.weights
-        if now.keys() != was.keys():
-            return True
-        return any(
-            tensor.shape != was[name].shape or not torch.equal(tensor.detach().to(was[name]), was[name])
-            for name, tensor in now.items()
-        )
+        return self.net.lowered.stale(self.module)
+
+    def check_fresh(self) -> None:
+        """For gradients through the packed network, which the module takes: they have to agree.
+
+        Raises:
+            RuntimeError: if the module's weights were written since they were packed.
+        """
+        if self.net.lowered.written(self.module) and self.stale():
+            raise RuntimeError(
+                "the module's weights changed since they were packed, so its gradient would be another function's: call the "
+                "fused field's refresh() after every training step"
+            )
 
     def device(self) -> torch.device | None:
         for parameter in self.module.parameters():

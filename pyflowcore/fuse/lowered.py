@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -27,21 +27,24 @@ class Lowered:
         network: layers, features and sizes; weights in float64.
         conditions: what its conditions are made of, in their order.
         layers, features: the network's tables, float64 on the CPU.
-        weights: the module's parameters and buffers as they were.
+        weights: the module's parameters and buffers as they were; ``marks``: what tells that they were written.
     """
 
     network: network.Network
     conditions: tuple[Condition, ...]
     layers: Tensor
     features: Tensor
-    weights: dict[str, Tensor]
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    marks: tuple[tuple[int, int], ...] = ()
     cache: dict[tuple[str, torch.dtype, str], Tensor] = field(default_factory=dict)
 
     def params(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         key = ("params", dtype, str(device))
         found = self.cache.get(key)
         if found is None:
-            found = self.cache[key] = self.network.pack(dtype, device)
+            # An ordinary tensor also where the first call is inside torch.inference_mode().
+            with torch.inference_mode(False), torch.no_grad():
+                found = self.cache[key] = self.network.pack(dtype, device)
         return found
 
     def table(self, number: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -51,8 +54,21 @@ class Lowered:
         if found is None:
             table = self.conditions[number].table
             assert table is not None
-            found = self.cache[key] = table.to(device=device, dtype=dtype)
+            with torch.inference_mode(False), torch.no_grad():
+                found = self.cache[key] = table.to(device=device, dtype=dtype)
         return found
+
+    def written(self, module: nn.Module) -> bool:
+        """Whether the module's weights may have changed; a write to ``.data`` goes unseen."""
+        return _marks(module) != self.marks
+
+    def stale(self, module: nn.Module) -> bool:
+        """Whether the module's weights have other values now."""
+        now = tensors_of(module)
+        return now.keys() != self.weights.keys() or any(
+            tensor.shape != was.shape or not torch.equal(tensor.detach().to(was), was)
+            for tensor, was in ((now[name], self.weights[name]) for name in now)
+        )
 
     def condition(self, given: dict[str, Tensor], dtype: torch.dtype, device: torch.device) -> Tensor | None:
         """[B, C] from conditions [B, size] and labels [B]."""
@@ -68,10 +84,17 @@ class Lowered:
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0].contiguous()
 
 
-def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of the parameters and buffers."""
-    named = [*module.named_parameters(), *module.named_buffers()]
-    return {name: tensor.detach().clone() for name, tensor in named}
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _marks(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """What changes when a parameter or buffer is written or replaced; writes through ``.data`` escape it."""
+    return tuple(
+        (tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version)
+        for tensor in tensors_of(module).values()
+    )
 
 
 def lowered(module: nn.Module, calling: Calling, times: Tensor, guessed: tuple[str, ...] = ()) -> Lowered:
@@ -80,7 +103,12 @@ def lowered(module: nn.Module, calling: Calling, times: Tensor, guessed: tuple[s
     Raises:
         CannotFuse, WantsLabels, WantsSize.
     """
-    return _lowered(double_copy(module), calling, times, weights_of(module), guessed)
+    marks, weights = (
+        _marks(module),
+        {name: tensor.detach().clone() for name, tensor in tensors_of(module).items()},
+    )
+    found = _lowered(double_copy(module), calling, times, guessed)
+    return replace(found, weights=weights, marks=marks)
 
 
 def check_structure(module: nn.Module, calling: Calling, times: Tensor) -> None:
@@ -97,19 +125,13 @@ def check_structure(module: nn.Module, calling: Calling, times: Tensor) -> None:
                 parameter.copy_(
                     torch.where(parameter == 0, fresh, parameter * (1 + 0.1 * noise.clamp(-3, 3)))
                 )
-    _lowered(other, calling, times, {})
+    _lowered(other, calling, times)
 
 
-def _lowered(
-    module: nn.Module,
-    calling: Calling,
-    times: Tensor,
-    weights: dict[str, Tensor],
-    guessed: tuple[str, ...] = (),
-) -> Lowered:
+def _lowered(module: nn.Module, calling: Calling, times: Tensor, guessed: tuple[str, ...] = ()) -> Lowered:
     tape, output = trace(module, calling, guessed)
     net, conditions = lower(tape, output)
-    found = Lowered(net, conditions, net.layer_table(), net.feature_table(), weights)
+    found = Lowered(net, conditions, net.layer_table(), net.feature_table())
     _verify(module, calling, found, times)
     return found
 

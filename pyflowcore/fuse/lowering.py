@@ -129,14 +129,18 @@ class _Walk:
                 (source.name, source.parameter) if source.kind == "activation" else ("identity", 0.0)
             )
         if self.waiting is not None:
-            raise CannotFuse(
-                self.waiting[1],
-                "a residual over something that is no layer's input, or over the network's own input",
+            group, where = self.waiting
+            what = (
+                "a residual over the network's own input"
+                if self.tape.of_inputs(group)
+                else f"it adds what {group.where} makes of an earlier layer; a residual adds a layer's input as it is"
             )
+            raise CannotFuse(where, what)
         return found
 
     def _layer(self, form: Form, where: str, after: str, parameter: float) -> _Layer:
         """The layer that computes after(form)."""
+        where = self._title(form, where)
         form = self._settled(form, where)
         source = form.latest()
         if source is None:
@@ -144,25 +148,44 @@ class _Walk:
         if source.kind == "aside":
             raise CannotFuse(source.where, f"{source.name} outside an activation that is written by hand")
         residual = self._residual(form, source, where)
-        if residual is not None:
-            if self.waiting is not None:
-                raise CannotFuse(where, "a residual block inside another one")
-            self.waiting = (residual, where)
         if _is_identity(form, source) and source.kind == "activation":
-            inner = self._settled(self.tape.definition(source), source.where)
+            inner = self._settled(self.tape.definition(source), source.where, residual)
             below = inner.latest()
             if below is None or len(inner.blocks) == 1:
-                # The activation is this layer's own: after(activation(inner) + residual).
+                # The activation is this layer's own: after(activation(inner) + residual). What it reads waits nowhere.
+                where = self._title(self.tape.definition(source), where)
+                if residual is not below:
+                    self._wait(residual, where)
                 return _Layer(inner, below, where, source.name, source.parameter, residual, after, parameter)
+        self._wait(residual, where)
         if residual is None:
             return _Layer(form, source, where, after, parameter)
         return _Layer(form, source, where, "identity", 0.0, residual, after, parameter)
+
+    def _wait(self, residual: Group | None, where: str) -> None:
+        if residual is None:
+            return
+        if self.waiting is not None and self.waiting[0] is not residual:
+            raise CannotFuse(where, "a residual block inside another one")
+        self.waiting = (residual, where)
+
+    def _title(self, form: Form, where: str) -> str:
+        """The part of the module that a layer is named by: the map that it is, not what is done to it afterwards."""
+        latest = form.latest()
+        return latest.where if latest is not None and latest.kind == "affine" else where
 
     def _residual(self, form: Form, source: Group, where: str) -> Group | None:
         others = [group for group in form.blocks if group is not source]
         if not others:
             return None
         if any(group.is_input for group in others):
+            roots = self.tape.roots(torch.arange(source.start, source.start + source.size))
+            if all(group.kind != "x" for group in roots):
+                raise CannotFuse(
+                    source.where,
+                    "layers over the time or the conditions alone, before x comes in (an embedding network); a network is "
+                    "one chain of layers",
+                )
             raise CannotFuse(
                 where,
                 "the inputs are used again after the first activation (a residual over the network's own input, or a time or "
@@ -171,56 +194,55 @@ class _Walk:
         if len(others) > 1:
             raise CannotFuse(where, "a sum over more than two earlier layers, or branches side by side")
         (skip,) = others
-        if not _is_eye(form.blocks[skip]):
+        if not form.is_one(skip):
             raise CannotFuse(
                 where,
                 f"it reads two earlier layers at once ({skip.where} and {source.where}); a residual adds one of them as it is",
             )
         return skip
 
-    def _settled(self, form: Form, where: str) -> Form:
+    def _settled(self, form: Form, where: str, residual: Group | None = None) -> Form:
         """The form with affine groups written out, but for those that have to be layers of their own."""
+        kept = {residual} if self.waiting is None else {residual, self.waiting[0]}
+        kept.discard(None)
         while True:
-            kept = None if self.waiting is None else self.waiting[0]
             own = sorted((g for g in form.blocks if g.kind == "affine"), key=lambda g: -g.start)
-            candidates = [g for g in own if g is not kept]
-            if kept is None and all(map(self.tape.of_inputs, form.blocks)):
+            candidates = [g for g in own if g not in kept]
+            if not kept and all(map(self.tape.of_inputs, form.blocks)):
                 return self.tape.in_inputs(form)
             latest = form.latest()
             if latest is None or not candidates:
                 return form
             if latest in candidates:
-                if len(form.blocks) == 1 and not _is_identity(form, latest) and not self._plain(latest, form):
+                if (
+                    len(form.blocks) == 1
+                    and not _is_identity(form, latest)
+                    and not self._plain(latest, form, kept)
+                ):
                     return form
                 form = self.tape.expanded(form, latest)
                 continue
             # What is left are sums with an earlier vector. As it is, it may be added; anything else is written out.
-            scaled = [g for g in candidates if not _is_eye(form.blocks[g])]
+            scaled = [g for g in candidates if not form.is_one(g)]
             if not scaled:
                 return form
             form = self.tape.expanded(form, scaled[0])
 
-    def _plain(self, group: Group, form: Form) -> bool:
+    def _plain(self, group: Group, form: Form, kept: set[Group | None]) -> bool:
         """Whether an affine group can be folded into the map that reads it, and it is no more work to do so."""
-        kept = None if self.waiting is None else self.waiting[0]
         groups = set(self.tape.groups_of(group.atoms))
         while True:
             groups = {g for g in groups if g.kind != "constant"}
-            if kept is None and all(map(self.tape.of_inputs, groups)):
+            if not kept and all(map(self.tape.of_inputs, groups)):
                 return True
             latest = max((g for g in groups if not g.is_input), key=lambda g: g.start, default=None)
             if latest is None:
                 return True
-            if latest is kept or latest.kind != "affine":
+            if latest in kept or latest.kind != "affine":
                 out, between, into = len(form.bias), group.size, latest.size
                 return len(groups) == 1 and between * (out + into) >= out * into
             groups = (groups - {latest}) | set(self.tape.groups_of(latest.atoms))
 
 
-def _is_eye(block: Tensor) -> bool:
-    rows, columns = block.shape
-    return rows == columns and bool((block == torch.eye(rows, dtype=block.dtype)).all())
-
-
 def _is_identity(form: Form, group: Group) -> bool:
-    return bool((form.bias == 0).all()) and _is_eye(form.blocks[group])
+    return not form.shifted and form.is_one(group)

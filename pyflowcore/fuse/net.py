@@ -7,12 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
-from .. import network
 from .calling import Calling
 from .lowered import Lowered
 
-__all__ = ["FusedNet"]
+__all__ = ["PRECISIONS", "FusedNet"]
+
+PRECISIONS = ("float32", "tf32", "bfloat16")  # by their numbers for the operators
+
+_network = torch.ops.pyflowcore.network.default
 
 
 class FusedNet:
@@ -24,11 +28,13 @@ class FusedNet:
     def __call__(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
-        if x.dim() < 1 or (x.shape[0] and x[0].numel() != self.calling.dim):
-            raise ValueError(f"x must have {self.calling.dim} elements a sample, got {list(x.shape)}")
-        if t.dim() > 1 or (t.dim() == 1 and len(t) not in (1, len(x))):
-            raise ValueError(f"t must be [{len(x)}] or one time for all, got {list(t.shape)}")
-        given = self.given(cond, len(x), x.device)
+        shape = x.shape
+        if not shape or shape[1:].numel() != self.calling.dim:
+            raise ValueError(f"x must have {self.calling.dim} elements a sample, got {list(shape)}")
+        batch = shape[0]
+        if t.dim() > 1 or (t.dim() == 1 and t.shape[0] not in (1, batch)):
+            raise ValueError(f"t must be [{batch}] or one time for all, got {list(t.shape)}")
+        given = self.given(cond, batch, x.device) if cond or self.calling.conditions else {}
         if self._differentiable(x, t, given):
             return self._by_module(x, t, given)
         dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
@@ -38,9 +44,10 @@ class FusedNet:
                 "(precision='float32')"
             )
         state = self.lowered
-        out = network.forward(
-            x.to(dtype), t.expand(len(x)), state.condition(given, dtype, x.device), state.params(dtype, x.device),
-            state.layers, state.features,
+        out = _network(
+            x.to(dtype), t if t.dim() == 0 or t.shape[0] == batch else t.expand(batch),
+            state.condition(given, dtype, x.device), state.params(dtype, x.device), state.layers, state.features,
+            PRECISIONS.index(self.precision),
         )  # fmt: skip
         return out.to(x.dtype)
 
@@ -56,7 +63,7 @@ class FusedNet:
             if value is None:
                 if name not in defaults:
                     raise TypeError(f"condition {name} is missing")
-                value = torch.tensor(defaults[name], device=device)
+                value = torch.full((batch,), defaults[name], device=device)
             found[name] = self._one(name, torch.as_tensor(value), batch)
         return found
 
@@ -93,11 +100,14 @@ class FusedNet:
     # ------------------------------------------------------------------------------------------------------ gradients
     def _differentiable(self, x: Tensor, t: Tensor, given: dict[str, Tensor]) -> bool:
         """Whether somebody may want a gradient: then the module itself has to run."""
-        if torch._C._are_functorch_transforms_active():
-            return True
         tensors = (x, t, *given.values())
-        if any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
-            return True
+        if not torch.compiler.is_compiling():
+            if torch._C._are_functorch_transforms_active():
+                return True
+            if forward_ad._current_level >= 0 and any(
+                forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+            ):
+                return True
         return torch.is_grad_enabled() and any(
             tensor.requires_grad for tensor in (*tensors, *self.module.parameters())
         )

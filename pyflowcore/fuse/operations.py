@@ -37,7 +37,7 @@ def _elementwise(context: Context, value: Traced, constant: Tensor, scaled: bool
     one = torch.ones(len(code), dtype=torch.float64)
     made = context.tape.add(
         "affine", len(code), context.where, atoms=atoms, weight=numbers if scaled else one,
-        bias=torch.zeros_like(one) if scaled else numbers,
+        bias=torch.zeros_like(one) if scaled else numbers, selects=not scaled, shifted=not scaled,
     )  # fmt: skip
     return context.make(sample, made[place])
 
@@ -56,6 +56,7 @@ def add(context: Context, a: Traced, b: Traced) -> Traced:
     made = context.tape.add(
         "affine", count, context.where, atoms=torch.cat([code // most, code % most]),
         weight=torch.ones(2 * count, dtype=torch.float64), bias=torch.zeros(count, dtype=torch.float64),
+        selects=True, shifted=False,
     )  # fmt: skip
     return context.make(sample, made[place])
 
@@ -98,7 +99,7 @@ def _mul(context: Context, a: Any, b: Any) -> Any:
         return scale(context, lifted(context, a), cb)
     if ca is not None:
         return scale(context, lifted(context, b), ca)
-    from .activations import gated
+    from .by_hand import gated
 
     return gated(context, lifted(context, a), lifted(context, b))
 
@@ -109,6 +110,11 @@ def _div(context: Context, a: Any, b: Any, *, rounding_mode: str | None = None) 
     if rounding_mode is not None:
         raise context.refuse("a rounded division")
     if cb is None:
+        from .by_hand import inverse
+
+        found = inverse(context, lifted(context, b))
+        if found is not None:
+            return _mul(context, a, found)
         raise context.refuse("a division by a value that depends on the inputs")
     return _mul(context, a, 1.0 / cb)
 
@@ -143,7 +149,12 @@ def linear(context: Context, value: Any, weight: Tensor, bias: Tensor | None = N
     else:
         patterns, which = rows.unique(dim=0, return_inverse=True)
     made = torch.stack(
-        [context.tape.add("affine", out, context.where, atoms=p, weight=weight, bias=shift) for p in patterns]
+        [
+            context.tape.add(
+                "affine", out, context.where, atoms=p, weight=weight, bias=shift, shifted=bias is not None
+            )
+            for p in patterns
+        ]
     )
     shape = (*value.shape[:-1], out)
     return context.make(sample[:, None].expand(-1, out).reshape(shape), made[which].reshape(shape))
@@ -164,7 +175,9 @@ def _check_width(context: Context, value: Traced, into: int) -> None:
         if group.size + into - width > 0:
             raise WantsSize(group.name, group.size + into - width)
     raise context.refuse(
-        f"the layer takes {into} numbers and was given {width}: check inputs= and sizes=", allowed=False
+        f"the layer takes {into} numbers and was given {width}: check inputs= and sizes=",
+        allowed=False,
+        by_shapes=True,
     )
 
 

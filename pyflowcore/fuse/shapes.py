@@ -67,7 +67,6 @@ def _join(name: str) -> None:
 
     @handles(name)
     def join(context: Context, tensors: Any, *args: Any, **kwargs: Any) -> Traced:
-        kwargs.pop("out", None)
         if any(isinstance(part, Traced) and part.is_label for part in tensors):
             raise want_embedding(context)
         parts = [lifted(context, part) for part in tensors]

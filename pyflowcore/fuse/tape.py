@@ -34,6 +34,8 @@ class Group:
         weight: [size, len(atoms)] of an affine map; or, of one that acts on each element, [len(atoms)], a multiple of size:
             atom j goes to element j % size. The table [labels, size] of an embedding; frequencies [size] of features.
         bias: [size], also of constants (their values) and of features (their phases).
+        selects: whether an affine map adds up what it reads, by its nature and not by the weights that it happens to have.
+        shifted: whether it has a bias, be it zero.
     """
 
     kind: str
@@ -45,6 +47,8 @@ class Group:
     atoms: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     weight: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.float64))
     bias: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    selects: bool = False
+    shifted: bool = True
 
     @property
     def is_input(self) -> bool:
@@ -53,10 +57,16 @@ class Group:
 
 @dataclass
 class Form:
-    """An affine map: of which groups, by which matrices [rows, group.size], and a bias [rows]."""
+    """An affine map: of which groups, by which matrices [rows, group.size], and a bias [rows].
+
+    ``selects`` holds the groups whose matrices are made of no weights, and ``shifted`` says whether there is a bias, so that
+    the layers do not depend on what values the weights have.
+    """
 
     blocks: dict[Group, Tensor]
     bias: Tensor
+    selects: set[Group]
+    shifted: bool
 
     def latest(self) -> Group | None:
         """The group, made last, that is no input."""
@@ -67,10 +77,21 @@ class Form:
         blocks = dict(self.blocks)
         for group, matrix in other.blocks.items():
             blocks[group] = blocks[group] + matrix if group in blocks else matrix
-        return Form(blocks, self.bias + other.bias)
+        weighed = (self.blocks.keys() - self.selects) | (other.blocks.keys() - other.selects)
+        return Form(blocks, self.bias + other.bias, set(blocks) - weighed, self.shifted or other.shifted)
 
     def without(self, group: Group) -> Form:
-        return Form({other: block for other, block in self.blocks.items() if other is not group}, self.bias)
+        blocks = {other: block for other, block in self.blocks.items() if other is not group}
+        return Form(blocks, self.bias, self.selects - {group}, self.shifted)
+
+    def is_one(self, group: Group) -> bool:
+        """Whether the group goes in as it is."""
+        block = self.blocks[group]
+        return (
+            group in self.selects
+            and block.shape[0] == block.shape[1]
+            and torch.equal(block, torch.eye(len(block), dtype=block.dtype))
+        )
 
 
 class Tape:
@@ -101,40 +122,47 @@ class Tape:
         found = np.searchsorted(self._starts, np.unique(atoms.numpy()), side="right") - 1
         return [self.groups[i] for i in np.unique(found).tolist()]
 
-    def form(self, weight: Tensor, atoms: Tensor, bias: Tensor) -> Form:
+    def form(self, weight: Tensor, atoms: Tensor, bias: Tensor, selects: bool, shifted: bool) -> Form:
         """The affine map of these atoms, group by group; constants go into the bias."""
         blocks: dict[Group, Tensor] = {}
         bias = bias.clone()
         for group in self.groups_of(atoms):
             mine = (atoms >= group.start) & (atoms < group.start + group.size)
             part, columns = weight[:, mine], atoms[mine] - group.start
-            if group.kind == "constant":
-                bias += part @ group.bias[columns]
+            if len(columns) == group.size and torch.equal(columns, torch.arange(group.size)):
+                block = part
             else:
-                block = weight.new_zeros(len(weight), group.size)
-                blocks[group] = block.index_add_(1, columns, part)
-        return Form(blocks, bias)
+                block = weight.new_zeros(len(weight), group.size).index_add_(1, columns, part)
+            if group.kind == "constant":
+                bias += block @ group.bias
+                shifted = True
+            else:
+                blocks[group] = block
+        return Form(blocks, bias, set(blocks) if selects else set(), shifted)
 
     def values(self, atoms: Tensor) -> Form:
         """The atoms themselves."""
         count = len(atoms)
-        return self.form(
-            torch.eye(count, dtype=torch.float64), atoms, torch.zeros(count, dtype=torch.float64)
-        )
+        eye, zero = torch.eye(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+        return self.form(eye, atoms, zero, True, False)
 
     def definition(self, group: Group) -> Form:
         """What an affine group computes, or what an activation is taken of."""
         if group.kind == "affine":
-            return self._times(torch.eye(group.size, dtype=torch.float64), group)
+            return self._times(None, group, True)
         return self.values(group.atoms)
 
-    def _times(self, matrix: Tensor, group: Group) -> Form:
-        """matrix [rows, size] times what an affine group computes."""
+    def _times(self, matrix: Tensor | None, group: Group, selects: bool) -> Form:
+        """matrix [rows, size], or the identity, times what an affine group computes."""
+        if matrix is None and group.weight.dim() == 2:
+            return self.form(group.weight, group.atoms, group.bias, group.selects, group.shifted)
+        if matrix is None:
+            matrix = torch.eye(group.size, dtype=torch.float64)
         if group.weight.dim() == 2:
             weight = matrix @ group.weight
         else:
             weight = matrix[:, torch.arange(len(group.atoms)) % group.size] * group.weight
-        return self.form(weight, group.atoms, matrix @ group.bias)
+        return self.form(weight, group.atoms, matrix @ group.bias, selects and group.selects, group.shifted)
 
     def of_inputs(self, group: Group) -> bool:
         """Whether no activation lies between the inputs and this group."""
@@ -179,7 +207,8 @@ class Tape:
 
     def expanded(self, form: Form, group: Group) -> Form:
         """The form with an affine group written out."""
-        return form.without(group).plus(self._times(form.blocks[group], group))
+        matrix = None if form.is_one(group) else form.blocks[group]
+        return form.without(group).plus(self._times(matrix, group, group in form.selects))
 
     def in_inputs(self, form: Form) -> Form:
         """The form with every affine group written out; activations stay."""

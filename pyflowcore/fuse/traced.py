@@ -43,8 +43,8 @@ class Context:
     def where(self) -> str:
         return self.stack[-1] if self.stack else "the module"
 
-    def refuse(self, what: str, *, allowed: bool = True) -> CannotFuse:
-        return CannotFuse(self.where, what, allowed=allowed)
+    def refuse(self, what: str, *, allowed: bool = True, by_shapes: bool = False) -> CannotFuse:
+        return CannotFuse(self.where, what, allowed=allowed, by_shapes=by_shapes)
 
     def make(self, sample: Tensor, atom: Tensor, dtype: torch.dtype = torch.float64) -> Traced:
         return Traced(self, sample, atom, dtype)
@@ -72,6 +72,8 @@ class Traced(torch.Tensor):
 
     def become(self, other: Traced) -> Traced:
         """What an operation in place leaves."""
+        if other.shape != self.shape:
+            raise self.context.refuse("an operation in place that changes the shape")
         self.sample, self.atom = other.sample, other.atom
         return self
 
@@ -101,6 +103,8 @@ class Traced(torch.Tensor):
             raise context.refuse(f"{_title(func, name)} is not a part of a small network")
         if in_place and not isinstance(args[0], Traced):
             raise context.refuse(f"{_title(func, name)} writes traced values into another tensor")
+        if kwargs.pop("out", None) is not None:
+            raise context.refuse(f"{_title(func, name)} with out=")
         found = HANDLERS[plain](context, *args, **kwargs)
         return args[0].become(found) if in_place else found
 

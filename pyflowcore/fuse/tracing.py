@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from . import activations, operations, shapes  # the handlers of torch functions
+from . import activations, by_hand, operations, shapes  # the handlers of torch functions
 from .calling import Calling
 from .errors import CannotFuse, WantsLabels, WantsSize
 from .tape import Tape
@@ -19,7 +19,7 @@ from .traced import Context, Traced
 
 __all__ = ["InFloat64", "double_copy", "trace"]
 
-_HANDLERS = (activations, operations, shapes)
+_HANDLERS = (activations, by_hand, operations, shapes)
 
 
 def double_copy(module: nn.Module) -> nn.Module:
@@ -129,10 +129,12 @@ def trace(module: nn.Module, calling: Calling, guessed: tuple[str, ...] = ()) ->
         except Exception as error:
             raise CannotFuse(
                 context.where,
-                f"forward failed while it was followed, with {_shapes(calling)}: {type(error).__name__}: {error}",
+                f"forward failed while it was followed, with {_shapes(calling)}{_guesses(context)}: {type(error).__name__}: "
+                f"{error}",
                 allowed=False,
+                by_shapes=True,
             ) from error
-    return tape, _output(out, calling, batch)
+    return tape, _output(context, out, calling, batch)
 
 
 def _shapes(calling: Calling) -> str:
@@ -143,11 +145,16 @@ def _shapes(calling: Calling) -> str:
     return ", ".join(f"{name} {found[name]}" for name in calling.inputs)
 
 
+def _guesses(context: Context) -> str:
+    names = sorted(context.guessed)
+    return f" (guessed: {', '.join(names)}; sizes= says what they are)" if names else ""
+
+
 def _listed(*shape: object) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
 
-def _output(out: Any, calling: Calling, batch: int) -> Tensor:
+def _output(context: Context, out: Any, calling: Calling, batch: int) -> Tensor:
     if not isinstance(out, Traced):
         what = (
             type(out).__name__
@@ -156,6 +163,8 @@ def _output(out: Any, calling: Calling, batch: int) -> Tensor:
         )
         raise CannotFuse("the module", f"forward returned {what}, a tensor like x is wanted", allowed=False)
     if out.dim() < 1 or out.shape[0] != batch or out[0].numel() != calling.dim:
+        if "x" in context.guessed and out.dim() == 2 and out.shape[0] == batch:
+            raise WantsSize("x", out.shape[1])
         got = _listed(*("B" if n == batch else n for n in out.shape))
         raise CannotFuse(
             "the module",

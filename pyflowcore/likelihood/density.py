@@ -14,36 +14,63 @@ from ..field import Field, as_field
 from ..initial import check_shape
 from ..ops.randn import randn, seeds_tensor
 from ..plans import Plan
+from ..solving import Status
+from . import adaptive, fixed
+from .adaptive import Control
 from .divergence import MEMORY, Trace
-from .fixed import check_plan, integrate
+from .fixed import check_plan
+from .fused import FusedTrace, fused_trace
 from .probes import Hutchinson
 from .sources import draw, log_density
 
 __all__ = ["LogProb", "SampleWithLogProb", "log_prob", "sample_with_log_prob"]
 
 
-class LogProb(NamedTuple):
-    """value [B] float64; stderr [B] float64, 0 where exact, nan of a single probe; nfe [B] int64, evaluations."""
-
+class _Density(NamedTuple):
     value: Tensor
     stderr: Tensor
     nfe: Tensor
 
 
-class SampleWithLogProb(NamedTuple):
-    """x [B, ...] and the fields of :class:`LogProb`."""
+class LogProb(_Density):
+    """(value, stderr, nfe), a tuple of three, each per sample.
 
+    Attributes:
+        value: [B] float64; nan of a sample whose solve did not arrive.
+        stderr: [B] float64: 0 where exact, nan of a single probe, which has no spread.
+        nfe: [B] int64, evaluations of the field, each with its divergence.
+        status: [B] int64, numbers of ``pfc.Status``.
+        engine: what ran.
+    """
+
+    status: Tensor
+    engine: str
+
+
+class _Sampled(NamedTuple):
     x: Tensor
     value: Tensor
     stderr: Tensor
     nfe: Tensor
 
 
+class SampleWithLogProb(_Sampled):
+    """(x, value, stderr, nfe): the samples [B, ...], and the rest as of :class:`LogProb`."""
+
+    status: Tensor
+    engine: str
+
+
 def log_prob(
     field: Field | Callable[..., Tensor],
     x1: Tensor,
     *,
-    plan: Plan,
+    plan: Plan | None = None,
+    method: str = "dopri5",
+    rtol: float | Tensor = 1e-5,
+    atol: float | Tensor = 1e-5,
+    t: tuple[float, float] = (1.0, 0.0),
+    max_nfe: int = 100_000,
     divergence: str | Hutchinson = "exact",
     source: Distribution | None = None,
     cond: dict[str, Any] | None = None,
@@ -58,14 +85,20 @@ def log_prob(
         field: a ``pfc.Field`` or a callable, then a velocity on the linear path. A sample's output must depend on that sample
             alone.
         x1: [B, ...], any float dtype; the state is float32, float64 for float64.
-        plan: from data to noise: ``pfc.plan("rk4", 50, grid=pfc.grids.uniform().reversed())``. Runge-Kutta and
-            Adams-Bashforth plans; the divergence is integrated by their own weights.
+        plan: fixed steps, from data to noise: ``pfc.plan("rk4", 50, grid=pfc.grids.uniform().reversed())``. Runge-Kutta and
+            Adams-Bashforth plans; the divergence is integrated by their own weights. Without a plan steps are adaptive:
+        method, rtol, atol, t, max_nfe: as of :func:`pyflowcore.solve`; t is where it begins and ends. The steps are those of
+            the state: the log-density stays out of the error norm.
         divergence: "exact" (one Jacobian-vector product for each element of a sample) or ``pfc.Hutchinson(probes)``.
-        source: the distribution of x_0, over a whole sample; default the standard normal (of the path's scale of noise).
+        source: the distribution of the state at the last time, over a whole sample; default the standard normal (of the
+            path's scale of noise).
         cond, shared: keyword arguments of the field: tensors with a batch dimension, and what all samples have as it is.
         chunk, memory: tangents evaluated at once, or the bytes that they may have in the field's input (default 64 MiB);
             results do not depend on it beyond rounding.
         enable_grad: gradients in x1, the field's parameters, cond and the source's parameters.
+
+    Returns:
+        LogProb (value, stderr, nfe), each [B].
 
     The log-density is summed in float64 whatever the state is, and ``value`` stays float64: of images it has five digits
     before the point.
@@ -74,23 +107,31 @@ def log_prob(
         TypeError, ValueError: naming the argument, what came and what is allowed.
     """
     facts = as_field(field)
-    _check_plan(plan, facts, backwards=True)
-    state = _state(x1, "x1", enable_grad)
-    trace = _trace(divergence, state, None, chunk, memory, enable_grad)
-    x0, change = integrate(plan, facts, state, _arguments(cond, shared), trace, enable_grad)
-    with torch.set_grad_enabled(enable_grad):
-        values = log_density(source, x0, _scale(facts, plan))[:, None] + change
-    return LogProb(*_summary(values, divergence), _counts(plan, state))
+    way = _way(plan, Control(t, method, rtol, atol, max_nfe), enable_grad, backwards=True)
+    with torch.inference_mode(False), torch.set_grad_enabled(enable_grad):
+        state = _state(x1, "x1", enable_grad)
+        arguments = _arguments(cond, shared)
+        trace = _trace(facts, divergence, state, arguments, None, chunk, memory, enable_grad)
+        x0, change, nfe, status = _integrate(way, facts, state, arguments, trace)
+        values = log_density(source, x0, _scale(facts, way))[:, None] + change
+        found = LogProb(*_summary(values, divergence), nfe)
+    found.status, found.engine = status, _engine(way, trace)
+    return found
 
 
 def sample_with_log_prob(
     field: Field | Callable[..., Tensor],
     *,
-    plan: Plan,
     shape: Sequence[int] | None = None,
     seeds: Iterable[int] | Tensor | None = None,
     batch: int | None = None,
     x0: Tensor | None = None,
+    plan: Plan | None = None,
+    method: str = "dopri5",
+    rtol: float | Tensor = 1e-5,
+    atol: float | Tensor = 1e-5,
+    t: tuple[float, float] = (0.0, 1.0),
+    max_nfe: int = 100_000,
     divergence: str | Hutchinson = "exact",
     source: Distribution | None = None,
     cond: dict[str, Any] | None = None,
@@ -104,7 +145,7 @@ def sample_with_log_prob(
     """Samples x1 and log p_1(x1), in one pass from noise to data. The arguments are those of :func:`log_prob`, and:
 
     Args:
-        plan: from noise to data: ``pfc.plan("rk4", 50, last="full")``.
+        plan: from noise to data, in full at the end: ``pfc.plan("rk4", 50, last="full")``.
         shape: of one sample, drawn from the default source by ``seeds`` (sample i depends on its own seed only; the same start
             as that of ``pfc.Sampler``) or by torch's generator for ``batch`` samples.
         batch: with ``source``, which draws from torch's generator, or without seeds.
@@ -113,30 +154,78 @@ def sample_with_log_prob(
         dtype, device: of the state: float32 (default) or float64.
     """
     facts = as_field(field)
-    _check_plan(plan, facts, backwards=False)
+    way = _way(plan, Control(t, method, rtol, atol, max_nfe), enable_grad, backwards=False)
     keys = None if seeds is None else seeds_tensor(seeds, device)
     arguments = _arguments(cond, shared)
     if device is None and x0 is None and (tensor := conditions.first_tensor(cond)) is not None:
         device = tensor.device
-    start = _start(facts, plan, source, shape, keys, batch, x0, dtype, device, enable_grad)
-    trace = _trace(divergence, start, keys, chunk, memory, enable_grad)
-    x1, change = integrate(plan, facts, start, arguments, trace, enable_grad)
-    with torch.set_grad_enabled(enable_grad):
-        values = log_density(source, start, _scale(facts, plan))[:, None] - change
-    return SampleWithLogProb(x1, *_summary(values, divergence), _counts(plan, start))
+    with torch.inference_mode(False), torch.set_grad_enabled(enable_grad):
+        start = _start(facts, _scale(facts, way), source, shape, keys, batch, x0, dtype, device, enable_grad)
+        trace = _trace(facts, divergence, start, arguments, keys, chunk, memory, enable_grad)
+        x1, change, nfe, status = _integrate(way, facts, start, arguments, trace)
+        values = log_density(source, start, _scale(facts, way))[:, None] - change
+        found = SampleWithLogProb(x1, *_summary(values, divergence), nfe)
+    found.status, found.engine = status, _engine(way, trace)
+    return found
 
 
-def _check_plan(plan: Plan, field: Field, *, backwards: bool) -> None:
-    if not isinstance(plan, Plan):
-        raise TypeError(f"plan must be a pfc.Plan (from pfc.plan(...)), got {type(plan).__name__}")
-    falls = plan.times[0] > plan.times[-1]
-    if falls != backwards:
+def _way(plan: Plan | None, control: Control, enable_grad: bool, *, backwards: bool) -> Plan | Control:
+    """The checked plan, or the control of adaptive steps."""
+    if plan is None:
+        if enable_grad:
+            raise ValueError(
+                "enable_grad: adaptive steps carry no gradient; give a plan of fixed steps, "
+                f"plan=pfc.plan('rk4', 20, {'grid=pfc.grids.uniform().reversed()' if backwards else 'last=' + repr('full')})"
+            )
+        first, last = _ends(control.t)
+        control = control._replace(t=(first, last))
+        name = "t"
+    else:
+        if not isinstance(plan, Plan):
+            raise TypeError(f"plan must be a pfc.Plan (from pfc.plan(...)), got {type(plan).__name__}")
+        if control.t != ((1.0, 0.0) if backwards else (0.0, 1.0)):
+            raise ValueError(f"t is {control.t!r}, but the plan has its own times")
+        first, last, name = plan.times[0], plan.times[-1], "plan"
+    if (first > last) != backwards:
         ways = "from noise to data", "from data to noise"
-        where = "pfc.plan(..., grid=grid.reversed()) runs so" if backwards else "an unreversed grid runs so"
+        hint = "pfc.plan(..., grid=grid.reversed()) does" if backwards else "an unreversed grid does"
         raise ValueError(
-            f"plan must run {ways[backwards]}, its times go from {plan.times[0]:g} to {plan.times[-1]:g}; {where}"
+            f"{name} must run {ways[backwards]}, its times go from {first:g} to {last:g}"
+            + (f"; {hint}" if plan is not None else "")
         )
+    if plan is None:
+        return control
     check_plan(plan)
+    return plan
+
+
+def _ends(t: Sequence[float]) -> tuple[float, float]:
+    try:
+        first, last = (float(one) for one in t)
+    except (TypeError, ValueError):
+        raise ValueError(f"t must be two times, where it begins and where it ends, got {t!r}") from None
+    return first, last
+
+
+def _integrate(
+    way: Plan | Control, field: Field, x: Tensor, cond: dict[str, Any], trace: Trace
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(state at the last time, integral of div u [B, estimates], nfe [B], status [B])."""
+    if isinstance(way, Control):
+        return adaptive.integrate(way, field, x, cond, trace)
+    if isinstance(trace, FusedTrace):
+        end, change = trace.along(way, x)
+    else:
+        end, change = fixed.integrate(way, field, x, cond, trace)
+    nfe = torch.full(x.shape[:1], way.nfe, dtype=torch.int64, device=x.device)
+    return end, change, nfe, torch.full_like(nfe, Status.SUCCESS)
+
+
+def _engine(way: Plan | Control, trace: Trace) -> str:
+    steps = "adaptive steps" if isinstance(way, Control) else "fixed steps"
+    if isinstance(trace, FusedTrace) and isinstance(way, Plan):
+        steps = "fixed steps in one operator call"
+    return f"{steps}; {trace.engine}" if trace.engine else steps
 
 
 def _state(x: Tensor, name: str, enable_grad: bool) -> Tensor:
@@ -147,11 +236,12 @@ def _state(x: Tensor, name: str, enable_grad: bool) -> Tensor:
     if x.dim() < 1:
         raise ValueError(f"{name} must have a batch dimension, got a scalar")
     state = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-    return state if enable_grad else state.detach()
+    state = state if enable_grad else state.detach()
+    return state.clone() if state.is_inference() else state
 
 
 def _start(
-    field: Field, plan: Plan, source: Distribution | None, shape: Sequence[int] | None, keys: Tensor | None,
+    field: Field, scale: float, source: Distribution | None, shape: Sequence[int] | None, keys: Tensor | None,
     batch: int | None, x0: Tensor | None, dtype: torch.dtype | None, device: torch.device | str | None, enable_grad: bool,
 ) -> Tensor:  # fmt: skip
     if dtype not in (None, torch.float32, torch.float64):
@@ -170,8 +260,7 @@ def _start(
     if source is not None:
         if shape is not None:
             raise ValueError("shape must not be given beside source, whose samples have one")
-        with torch.set_grad_enabled(enable_grad):
-            drawn = draw(source, count, enable_grad)
+        drawn = draw(source, count, enable_grad)
         return _state(drawn, "source's samples", enable_grad).to(device=device, dtype=dtype)
     if shape is None:
         raise ValueError("shape, of one sample, must be given, or x0 or source")
@@ -181,17 +270,17 @@ def _start(
     if device is None and not keys.is_cuda:
         device = field.device()
     noise = randn(keys.to(device or keys.device), shape, dtype=dtype or torch.float32)
-    scale = _scale(field, plan)
     return noise if scale == 1.0 else noise * scale
 
 
-def _scale(field: Field, plan: Plan) -> float:
+def _scale(field: Field, way: Plan | Control) -> float:
     """The deviation of the noise at the end where the source is."""
-    return float(plan.along.noise_scale)
+    return float((field.path if isinstance(way, Control) else way.along).noise_scale)
 
 
 def _trace(
-    divergence: str | Hutchinson, x: Tensor, keys: Tensor | None, chunk: int | None, memory: int, enable_grad: bool
+    field: Field, divergence: str | Hutchinson, x: Tensor, cond: dict[str, Any], keys: Tensor | None, chunk: int | None,
+    memory: int, enable_grad: bool,
 ) -> Trace:  # fmt: skip
     for name, value in (("chunk", chunk), ("memory", memory)):
         if value is None and name == "chunk":
@@ -206,6 +295,8 @@ def _trace(
         probes = None
     else:
         raise ValueError(f"divergence must be 'exact' or a pfc.Hutchinson, got {divergence!r}")
+    if not enable_grad and (fused := fused_trace(field, x, cond, probes)) is not None:
+        return fused
     return Trace(probes, chunk=chunk, memory=memory, differentiable=enable_grad)
 
 
@@ -229,7 +320,3 @@ def _summary(values: Tensor, divergence: str | Hutchinson) -> tuple[Tensor, Tens
     return mean, values.std(1) / values.shape[1] ** 0.5 if values.shape[1] > 1 else torch.full_like(
         mean, torch.nan
     )
-
-
-def _counts(plan: Plan, x: Tensor) -> Tensor:
-    return torch.full(x.shape[:1], plan.nfe, dtype=torch.int64, device=x.device)

@@ -42,14 +42,14 @@ class Trace:
     def __init__(
         self, probes: Tensor | None, *, chunk: int | None = None, memory: int = MEMORY, differentiable: bool = False
     ) -> None:  # fmt: skip
-        self._probes, self._differentiable = probes, differentiable
+        self.probes, self.differentiable = probes, differentiable
         self._chunk, self._memory = chunk, memory
         self._products: Callable[[Net, Tensor, Tensor, dict[str, Any], Tensor], Products] | None = None
 
     @property
     def estimates(self) -> int:
         """How many independent traces each evaluation gives."""
-        return 1 if self._probes is None else self._probes.shape[0]
+        return 1 if self.probes is None else self.probes.shape[0]
 
     @property
     def engine(self) -> str:
@@ -60,7 +60,7 @@ class Trace:
         """(output, traces [B, estimates] float64) at x [B, ...]; ``cond`` tensors that begin with B belong to the samples."""
         traces: list[Tensor] = []
         out: Tensor | None = None
-        with torch.set_grad_enabled(self._differentiable):
+        with torch.set_grad_enabled(self.differentiable):
             for first, tangents in self._tangents(x):
                 out, products = self._evaluate(net, x, time, cond, tangents)
                 if products.shape[1:] != x.shape:
@@ -71,7 +71,7 @@ class Trace:
         if out is None:  # nothing to differentiate by
             out = net(x, time, **cond)
             return out, torch.zeros(x.shape[0], self.estimates, dtype=torch.float64, device=x.device)
-        total = torch.stack(traces).sum(0) if self._probes is None else torch.cat(traces, 1)
+        total = torch.stack(traces).sum(0) if self.probes is None else torch.cat(traces, 1)
         return out, total
 
     def _tangents(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -80,11 +80,11 @@ class Trace:
         if x.numel() == 0:
             return
         size = self._chunk or max(1, self._memory // (x.numel() * x.element_size()))
-        count = numel if self._probes is None else self._probes.shape[0]
+        count = numel if self.probes is None else self.probes.shape[0]
         for first in range(0, count, size):
             last = min(first + size, count)
-            if self._probes is not None:
-                yield first, self._probes[first:last].to(x.dtype)
+            if self.probes is not None:
+                yield first, self.probes[first:last].to(x.dtype)
                 continue
             units = x.new_zeros(last - first, numel)
             units[:, first:last].fill_diagonal_(1.0)
@@ -93,7 +93,7 @@ class Trace:
     def _reduce(self, first: int, tangents: Tensor, products: Tensor) -> Tensor:
         """Sums in float64: [B, 1] for unit tangents, [B, k] for probes."""
         flat = products.flatten(2) if products.dim() > 2 else products[..., None]
-        if self._probes is None:
+        if self.probes is None:
             part = flat[..., first : first + len(tangents)]
             return part.diagonal(dim1=0, dim2=2).double().sum(1, keepdim=True)
         probes = tangents.reshape(flat.shape)

@@ -47,10 +47,10 @@ def check_plan(plan: Plan) -> None:
 
 
 def integrate(
-    plan: Plan, field: Field, x: Tensor, cond: dict[str, Any], trace: Trace, enable_grad: bool
+    plan: Plan, field: Field, x: Tensor, cond: dict[str, Any], trace: Trace
 ) -> tuple[Tensor, Tensor]:
     """(the state at the plan's last time, the integral of div u over its times [B, estimates] float64) from x at its first."""
-    run = Sampler(plan).start(x0=x, field=field, enable_grad=enable_grad)
+    run = Sampler(plan).start(x0=x, field=field, enable_grad=trace.differentiable)
     table = plan.table.clone()
     # The divergence of the prediction comes converted; the integral has no next point.
     table[:, _R["p"]], table[:, _R["q"]] = 0.0, 1.0
@@ -58,10 +58,10 @@ def integrate(
     table[:, [_R["e_new"], *range(_R["e"], _R["e"] + _R["max_slots"])]] = 0.0
     facts = tuple(row._replace(p=0.0, in_scale=1.0, point_is_state=True) for row in plan.facts)
     start = torch.zeros(x.shape[0], trace.estimates, dtype=torch.float64, device=x.device)
-    kind = FunctionalBuffers if enable_grad else InPlaceBuffers
+    kind = FunctionalBuffers if trace.differentiable else InPlaceBuffers
     sums = kind(Program(table, facts, plan.slots), start, [1] * len(facts), False, torch.float64, None, None)
     elements, shown = x[:1].numel(), 1.0
-    with torch.set_grad_enabled(enable_grad):
+    with torch.set_grad_enabled(trace.differentiable):
         for number, row in enumerate(plan.facts):
             if row.evaluates:
                 step = run.next()

@@ -1,9 +1,10 @@
 """The torch operators: for each, its signature and checks, docstring, fake kernel and gradient. The compiled kernels are in
 ``csrc/``; ``_plain*.py`` have the PyTorch versions that run where there are none."""
 
-from . import _plain, _plain_engine
+from . import _plain, _plain_divergence, _plain_engine
 from . import adaptive as adaptive
 from .combine import combine, combine_
+from .divergence import network_divergence, trajectory_log_prob
 from .guide import combine_mixed_, guide_
 from .interpolate import Interpolated, interpolate
 from .network import network
@@ -18,10 +19,13 @@ __all__ = [
     "guide_",
     "interpolate",
     "network",
+    "network_divergence",
     "randn",
     "trajectory",
+    "trajectory_log_prob",
 ]
 
 # Last, for the schemas above.
 _plain.register()
 _plain_engine.register()
+_plain_divergence.register()

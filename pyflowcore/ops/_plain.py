@@ -115,7 +115,7 @@ def normals(seeds: Tensor, sample: int, stream: int, draw: int) -> Tensor:
     block = torch.arange((sample + 3) // 4, device=seeds.device)
     r0, r1, r2, r3 = _philox(seeds, stream, draw, block)
     values = torch.stack([*_box_muller(r0, r1), *_box_muller(r2, r3)], dim=-1)
-    return values.reshape(seeds.numel(), -1)[:, :sample].contiguous()
+    return values.reshape(seeds.numel(), 4 * block.numel())[:, :sample].contiguous()
 
 
 def randn(seeds: Tensor, shape: Sequence[int], stream: int, draw: int, dtype: torch.dtype) -> Tensor:

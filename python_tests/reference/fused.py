@@ -1,66 +1,53 @@
-"""A fused field made by hand, for tests of what runs it: a module of the same layers beside the packed network."""
+"""A small fused field, and the same field seen as a callable."""
 
 from __future__ import annotations
 
+import functools
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import pyflowcore as pfc
-from pyflowcore.network import Network, forward
-from reference.networks import small_network
 
 
-class Layers(nn.Module):
-    """A packed network's flat parameters as a module."""
+class Small(nn.Module):
+    """Three features of time, conditions ``c``, residual hidden layers."""
 
-    def __init__(self, network: Network, dtype: torch.dtype) -> None:
+    def __init__(self, dim, conditions=0, width=10, depth=3, dtype=torch.float64, seed=0):
         super().__init__()
-        self.flat = nn.Parameter(network.pack(dtype))
-        self.tables = network.layer_table(), network.feature_table()
+        self.first = nn.Linear(3 + conditions + dim, width, dtype=dtype)
+        self.hidden = nn.ModuleList(nn.Linear(width, width, dtype=dtype) for _ in range(depth - 1))
+        self.last = nn.Linear(width, dim, dtype=dtype)
+        make = torch.Generator().manual_seed(seed)
+        for parameter in self.parameters():
+            scale = 1 / math.sqrt(parameter.shape[-1]) if parameter.dim() > 1 else 0.3
+            parameter.data = scale * torch.randn(parameter.shape, generator=make, dtype=dtype)
 
     def forward(self, x, t, c=None):
-        return forward(x, t, c, self.flat.to(x.dtype), *self.tables)
+        t = t[:, None]
+        given = [] if c is None else [c]
+        h = torch.cat([t, torch.sin(2 * math.pi * t), torch.cos(3 * t + 0.25), *given, x], dim=1)
+        h = F.silu(self.first(h))
+        for layer in self.hidden:
+            h = h + F.silu(layer(h))
+        return self.last(h)
 
 
-class ByHand(pfc.Field):
-    """What the engine reads of a field; condition ``c`` [B, C]."""
-
-    precision = "float32"
-
-    def __init__(self, network: Network, dtype: torch.dtype = torch.float64, **facts) -> None:
-        super().__init__(self.evaluate, **facts)
-        self.network, self.dim, self.module = network, network.dim, Layers(network, dtype)
-        self.layers, self.features = self.module.tables
-
-    def params(self, dtype, device):
-        return self.module.flat.detach().to(dtype=dtype, device=device)
-
-    def check_fresh(self):
-        pass
-
-    def condition(self, cond, batch, dtype, device):
-        c = cond.get("c")
-        return None if c is None else c.to(dtype=dtype, device=device).expand(batch, -1)
-
-    def evaluate(self, x, t, **cond):
-        c = None if "c" not in cond else cond["c"].to(x)
-        if torch.is_grad_enabled():
-            return self.module(x, t, c)
-        params = self.params(x.dtype, x.device)
-        return torch.ops.pyflowcore.network(x, t, c, params, self.layers, self.features)
+def fresh(dim=3, conditions=0, dtype=torch.float64, width=10, depth=3, **facts) -> pfc.FusedField:
+    """The field fused; its condition is ``c`` [B, conditions]."""
+    inputs = ("x", "t", "c") if conditions else ("x", "t")
+    module = Small(dim, conditions, width, depth, dtype)
+    return pfc.fuse(module, inputs, sizes={"c": conditions} if conditions else None, **facts)
 
 
-def by_hand(dim=3, conditions=0, dtype=torch.float64, network=None, **facts) -> ByHand:
-    return ByHand(network or small_network(dim, conditions, residual=True, depth=3), dtype, **facts)
+# Made once where nobody writes it.
+small = functools.cache(fresh)
 
 
-def hidden(field: ByHand) -> pfc.Field:
+def hidden(field: pfc.FusedField) -> pfc.Field:
     """The same field, seen as a callable: for the loop."""
     facts = {name: getattr(field, name) for name in (
         "prediction", "path", "sign", "time", "time_shape", "dtype", "round_time", "time_dtype")}  # fmt: skip
     return pfc.Field(lambda x, t, **cond: field.net(x, t, **cond), **facts)
-
-
-def compiled() -> bool:
-    """Whether the engine's kernels run here; plain PyTorch promises no bits."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key("pyflowcore::trajectory", "CPU")

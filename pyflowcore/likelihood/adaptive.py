@@ -1,0 +1,84 @@
+"""The log-density with adaptive steps: state and integral of the divergence are solved as one, each sample by itself."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._library import PyflowcoreWarning
+from ..field import Field
+from ..solving import Status, solve
+from .divergence import Trace
+
+__all__ = ["Control", "integrate"]
+
+
+class Control(NamedTuple):
+    """The arguments of :func:`pyflowcore.solve` that say how steps are chosen."""
+
+    t: tuple[float, float]
+    method: str
+    rtol: float | Tensor
+    atol: float | Tensor
+    max_nfe: int
+
+
+def integrate(
+    control: Control, field: Field, x: Tensor, cond: dict[str, Any], trace: Trace
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(the state at the last time, the integral of div u [B, estimates] float64, nfe [B], status [B]) from x at the first.
+
+    The steps are those of the state alone: the integral stays out of the error norm. Both are solved in float64 (in float32 the
+    integral of many elements' divergence would lose its digits); the network reads its own dtype.
+    """
+    if field.prediction != "velocity":
+        raise ValueError(
+            f"field predicts {field.prediction!r}; adaptive steps integrate the velocity: convert it in the network, or give a "
+            "plan, which converts every prediction"
+        )
+    dtype, shape = field.dtype or x.dtype, x.shape[1:]
+    elements = shape.numel()
+
+    def both(z: Tensor, time: Tensor, **cond: Any) -> Tensor:
+        point = z[:, :elements].reshape(-1, *shape).to(dtype)
+        out, traces = trace(field.net, point, time, cond)
+        joined = torch.cat([out.to(z.dtype).reshape(len(z), elements), traces], 1)
+        return joined if field.sign == 1 else -joined
+
+    joined = Field(
+        both, path=field.path, time=field.time, time_shape=field.time_shape, round_time=field.round_time,
+        time_dtype=field.time_dtype or x.dtype,
+    )  # fmt: skip
+    start = torch.cat(
+        [
+            x.double().reshape(len(x), elements),
+            torch.zeros(len(x), trace.estimates, dtype=torch.float64, device=x.device),
+        ],
+        dim=1,
+    )
+    found = solve(
+        joined, start, control.t, control.method, control.rtol, control.atol, cond, max_nfe=control.max_nfe,
+        norm_elements=elements if x.numel() else None,
+    )  # fmt: skip
+    if not bool(found.success.all()):
+        _warn(found.status)
+    end = found.x[-1]
+    # A sample that did not arrive has no density.
+    change = torch.where(found.success[:, None], end[:, elements:], torch.nan)
+    return end[:, :elements].reshape(x.shape).to(x.dtype), change, found.nfe, found.status
+
+
+def _warn(status: Tensor) -> None:
+    numbers, counts = status[status != Status.SUCCESS].unique(return_counts=True)
+    reasons = ", ".join(
+        f"{count} {Status(number).name}"
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)
+    )
+    warnings.warn(
+        f"{int(counts.sum())} of {len(status)} samples did not arrive ({reasons}); their value is nan",
+        PyflowcoreWarning,
+        stacklevel=5,
+    )
