@@ -278,3 +278,30 @@ def test_refusals_are_the_loops(arguments, error, said):
 def test_a_field_of_another_path_is_refused():
     with pytest.raises(ValueError, match="path: the plan is for"):
         pfc.Sampler(pfc.plan("euler", 2))(small(path="vp"), x0=randn(2, 3))
+
+
+@pytest.mark.parametrize("enable_grad", [False, True])
+def test_a_compiled_function_traces_the_loop(enable_grad):
+    field, sampler = small(), pfc.Sampler(pfc.plan("heun", 3))
+    run = torch.compile(
+        lambda x0: sampler(field, x0=x0, enable_grad=enable_grad), fullgraph=True, backend="eager"
+    )
+    torch.testing.assert_close(run(randn(2, 3)), sampler(field, x0=randn(2, 3)), rtol=1e-12, atol=1e-12)
+
+
+def test_a_precision_that_the_cpu_does_not_have():
+    field = fresh(dtype=torch.float32, precision="tf32")
+    with pytest.raises(ValueError, match="precision is 'tf32', which is for CUDA"):
+        pfc.Sampler(pfc.plan("euler", 2))(field, x0=randn(2, 3).float())
+
+
+def test_new_weights_after_a_refresh():
+    field, sampler, x0 = fresh(), pfc.Sampler(pfc.plan("heun", 3)), randn(2, 3)
+    before = sampler(field, x0=x0)
+    with torch.no_grad():
+        field.module.last.bias += 1.0
+    assert torch.equal(sampler(field, x0=x0), before)
+    field.refresh()
+    after = sampler(field, x0=x0)
+    assert float((after - before).abs().min()) > 0.1
+    agree(after, sampler(hidden(field), x0=x0))

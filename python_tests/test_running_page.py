@@ -18,7 +18,7 @@ def net(x, t, y=None):
 
 
 @pytest.mark.filterwarnings("ignore::pyflowcore.PyflowcoreWarning")
-@pytest.mark.parametrize("page, count", [("running.md", 7), ("guidance.md", 1)])
+@pytest.mark.parametrize("page, count", [("running.md", 8), ("guidance.md", 1)])
 def test_every_example(page, count):
     batch = 8
     names = {
@@ -27,6 +27,7 @@ def test_every_example(page, count):
         "labels": torch.arange(batch), "other": torch.ones(batch).long(), "null": torch.tensor(0), "first": torch.arange(batch),
         "second": torch.ones(batch).long(), "noise": torch.randn(batch, 4, 64, 64), "image": torch.randn(batch, 4, 64, 64),
         "keep": torch.ones(1, 1, 64, 64),
+        "theta": torch.randn(batch, 3),
     }  # fmt: skip
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     assert len(blocks) == count

@@ -25,12 +25,27 @@ inline void check_host_vector(const Tensor& tensor, ScalarType dtype, int64_t si
             torch::headeronly::toString(tensor.scalar_type()), " ", shape_of(tensor));
 }
 
+// Whether all numbers of a row are certainly finite in float32: one pass without a branch, since a call looks at every row.
+inline bool surely_finite(const double* rec) {
+  int large = 0;
+  for (int i = 0; i < record::kWidth; ++i) large |= !(std::fabs(rec[i]) <= 3.0e38);
+  return large == 0;
+}
+
+inline bool has_draws(const double* rec) {
+  for (int n = 0; n < kMaxDraws; ++n)
+    if (rec[record::kS + n] != 0.0 || rec[record::kR + n] != 0.0) return true;
+  return false;
+}
+
 // Each row: its numbers, its slots, its draws and its branches. What a kernel then reads without looking.
 inline void check_rows(TrajectoryArgs& args, const Tensor& table, bool seeds_given, bool scale_given) {
   const bool single = args.network.dtype == DType::kFloat32;
   uint32_t filled = 0;
   for (int64_t i = 0; i < args.rows; ++i) {
-    const double* rec = row_record(table, i, single);
+    const double* rec = args.table + i * record::kWidth;
+    if (!surely_finite(rec) || rec[record::kStore] < -1.0 || rec[record::kStore] >= kMaxSlots || has_draws(rec))
+      row_record(table, i, single);
     const int64_t branches = args.branches[i];
     const bool evaluates = rec[record::kEvaluates] != 0.0;
     PFC_CHECK(branches >= 0 && branches <= kMaxBranches, "branches: row ", i, " has ", branches, ", allowed are 0 to ",
@@ -52,9 +67,7 @@ inline void check_rows(TrajectoryArgs& args, const Tensor& table, bool seeds_giv
     PFC_CHECK(store < 0 || evaluates, "table: row ", i, " evaluates nothing and stores into slot ", store);
     if (store >= 0) filled |= 1u << store;
     if (store >= args.slots) args.slots = store + 1;
-    for (int n = 0; n < kMaxDraws; ++n)
-      PFC_CHECK(seeds_given || (rec[record::kS + n] == 0.0 && rec[record::kR + n] == 0.0), "seeds: row ", i,
-                " draws noise and needs them, got None");
+    PFC_CHECK(seeds_given || !has_draws(rec), "seeds: row ", i, " draws noise and needs them, got None");
   }
 }
 
@@ -94,8 +107,7 @@ inline TrajectoryCall prepare_trajectory(const Tensor& x0, const Tensor& times, 
   TrajectoryArgs& args = call.args;
   args.network = prepare_fused(x0, "x0", cond, params, layers, features);
   args.batch = x0.size(0);
-  PFC_CHECK(table.is_cpu() && table.dim() == 2, "table must be [rows, ", record::kWidth, "] on the CPU, got ",
-            shape_of(table));
+  host_table(table, record::kWidth, "table");
   args.rows = table.size(0);
   check_host_vector(times, ScalarType::Double, args.rows, "times");
   check_host_vector(branches, ScalarType::Long, args.rows, "branches");
