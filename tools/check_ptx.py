@@ -5,8 +5,8 @@ division and square root are the correctly rounded ones. PTX shows that and SASS
 square root is itself made of fused operations. Integer mad is none of our business.
 
 The engine's kernels are the exception, by name: their sums are chains of fused operations by contract (csrc/core/network.hpp),
-their float64 activations are the CUDA library's, quotients may begin from an estimate, and those of the tensor cores' precisions are approximate. Each may use the
-opcodes listed for it, no others.
+their float64 activations are the CUDA library's, quotients may begin from an estimate, and those of the tensor cores'
+precisions are approximate. Each may use the opcodes listed for it, no others.
 
     python tools/check_ptx.py LIBRARY|PTX ...        libpyflowcore_cuda.so (its embedded PTX), or the output of nvcc -ptx
 """

@@ -157,7 +157,7 @@ struct Engine {
     for (int begin = 0; begin < count; begin += kChain) {
       const int end = begin + kChain < count ? begin + kChain : count;
       S s = S(0);
-      for (int k = begin; k < end; ++k) s = DeviceMath::fma(w[k * kPanel], values[k * step], s);
+      for (int k = begin; k < end; ++k) s = DeviceMath::mul_add(w[k * kPanel], values[k * step], s);
       z = z + s;
     }
     return z;

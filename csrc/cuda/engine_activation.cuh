@@ -10,14 +10,14 @@
 namespace pfc::cuda {
 
 struct DeviceMath {
-  static PFC_HD float fma(float a, float b, float c) {
+  static PFC_HD float mul_add(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
     return __fmaf_rn(a, b, c);
 #else
     return __builtin_fmaf(a, b, c);
 #endif
   }
-  static PFC_HD double fma(double a, double b, double c) {
+  static PFC_HD double mul_add(double a, double b, double c) {
 #if defined(__CUDA_ARCH__)
     return __fma_rn(a, b, c);
 #else

@@ -88,7 +88,7 @@ struct Exact {
         const Quad<S> factors = read_quad<S>(w + k * kPanel);
         PFC_FULL_UNROLL
         for (int i = 0; i < kItem; ++i) PFC_FULL_UNROLL
-        for (int e = 0; e < kRows; ++e) chain[i][e] = DeviceMath::fma(factors.v[i], values.v[e], chain[i][e]);
+        for (int e = 0; e < kRows; ++e) chain[i][e] = DeviceMath::mul_add(factors.v[i], values.v[e], chain[i][e]);
       }
       PFC_FULL_UNROLL
       for (int i = 0; i < kItem; ++i) PFC_FULL_UNROLL
