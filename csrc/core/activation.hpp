@@ -81,8 +81,8 @@ PFC_HD Logistic32<V> logistic(V a) {
   p = M::mul_add(p, r, splat<V>(0.04166839f));
   p = M::mul_add(p, r, splat<V>(0.16666521f));
   p = M::mul_add(p, r, splat<V>(0.49999994f));
-  const V expm1 = M::mul_add(r * r, p, r);  // e^r - 1
-  const I whole = exact::bit_cast<I>(shifted) - exact::bit_cast<int32_t>(kShift32);
+  const V expm1 = M::mul_add(r * r, p, r);                   // e^r - 1
+  const I whole = exact::bit_cast<I>(shifted) - 0x4b400000;  // kShift32's bits, which device code cannot take from it
   const I half = whole >> 1;
   const V power = exact::bit_cast<V>((whole - half + 127) << 23), inverse = exact::bit_cast<V>((127 - half) << 23);
   const V rest = M::mul_add(expm1, power, inverse);
