@@ -92,11 +92,11 @@ def _steps(problem: Problem, b: Buffers) -> list[_Step]:
     accepted = b.column("accepted")
     most = int(accepted.max()) if len(accepted) else 0
     counts, spans, times = accepted.cpu(), b.steps[:, :most].cpu(), b.times.cpu()
-    forward = bool(times[-1] > times[0])
+    forward, reached = bool(times[-1] > times[0]), b.column("t").cpu()
     found = []
     for n in range(most):
         live = counts > n
-        begin, end = torch.where(live[:, None], spans[:, n], times[-1]).unbind(1)
+        begin, end = torch.where(live[:, None], spans[:, n], reached[:, None]).unbind(1)
         rows, inside = [], False
         for row in range(1, len(times)):
             after = (times[row] > begin) & (times[row] <= end)

@@ -55,7 +55,8 @@ void warp_job(const E& first, int l, int j, int number) {
   using Job = typename Mode::template Job<E, kResident, kPanels>;
   static float sum[32][kPanels][Mode::kColumnTiles][4];
   std::vector<E> engines;
-  for (int lane = 0; lane < 32; ++lane) engines.emplace_back(first.p, first.shared, first.block, first.thread + lane, first.slot);
+  for (int lane = 0; lane < 32; ++lane)
+    engines.emplace_back(first.p, first.shared, first.block, first.thread + lane, first.slot);
   std::vector<Job> jobs;
   for (int lane = 0; lane < 32; ++lane) {
     jobs.emplace_back(engines[static_cast<std::size_t>(lane)], l, j, number);
@@ -126,7 +127,8 @@ void run_blocks(const cuda::EngineProgram& program) {
   if constexpr (Mode::kPacks) {
     for (int l = 0; l < p.layers; ++l)
       for (int i = 0; i < 7 * 32 && !p.layer[l].resident.shared; ++i)
-        Mode::pack_weights(p, l, reinterpret_cast<typename Mode::Weights*>(p.packed + p.layer[l].packed), i / 32, 7, i % 32);
+        Mode::pack_weights(p, l, reinterpret_cast<typename Mode::Weights*>(p.packed + p.layer[l].packed), i / 32, 7,
+                           i % 32);
   }
   program.single ? run_blocks<Mode, true>(program) : run_blocks<Mode, false>(program);
 }
@@ -137,7 +139,8 @@ extern "C" {
 
 struct EngineCall {
   int64_t batch, dim, conditions, features, layers, wide, precision, single, t_dtype, t_per_sample, rows, most_branches,
-      slots, scale_row_stride, scale_branch_stride, scale_sample_stride, kept, multiprocessors, shared_per_block, shared_per_multiprocessor;
+      slots, scale_row_stride, scale_branch_stride, scale_sample_stride, kept, multiprocessors, shared_per_block,
+      shared_per_multiprocessor;
   double time;
   const double* layer_table;
   const double* feature_table;

@@ -29,8 +29,8 @@ DEVICES = {
 }
 COUNTS = (
     "batch", "dim", "conditions", "features", "layers", "wide", "precision", "single", "t_dtype", "t_per_sample", "rows",
-    "most_branches", "slots", "scale_row_stride", "scale_branch_stride", "scale_sample_stride", "kept", "multiprocessors", "shared_per_block",
-    "shared_per_multiprocessor",
+    "most_branches", "slots", "scale_row_stride", "scale_branch_stride", "scale_sample_stride", "kept",
+    "multiprocessors", "shared_per_block", "shared_per_multiprocessor",
 )  # fmt: skip
 POINTERS = (
     "layer_table", "feature_table", "params", "x0", "x", "cond", "t", "times", "table", "branches", "scale", "seeds",
@@ -106,7 +106,15 @@ def network(
         call.t_dtype, call.t_per_sample = TIME_DTYPES[t.dtype], t.dim()
     else:
         call.time, t = t, None
-    tensors = {"layer_table": layers, "feature_table": features, "params": params, "x0": x, "x": out, "cond": cond, "t": t}
+    tensors = {
+        "layer_table": layers,
+        "feature_table": features,
+        "params": params,
+        "x0": x,
+        "x": out,
+        "cond": cond,
+        "t": t,
+    }
     return out, _run(call, tensors, device)
 
 
@@ -119,7 +127,9 @@ def trajectory(
     call, out = _call(x0, cond, layers, features, precision), torch.full_like(x0, torch.nan)
     call.rows, call.kept = len(table), 0 if keep_rows is None else len(keep_rows)
     call.most_branches = int(branches.max()) if len(branches) else 0
-    named = table[:, R["b"] : R["b"] + R["max_slots"]].any(0) | table[:, R["e"] : R["e"] + R["max_slots"]].any(0)
+    named = table[:, R["b"] : R["b"] + R["max_slots"]].any(0) | table[
+        :, R["e"] : R["e"] + R["max_slots"]
+    ].any(0)
     stores = table[:, R["store"]].int().tolist()
     call.slots = max([-1, *stores, *named.nonzero().flatten().tolist()]) + 1
     states = x0.new_full((call.kept, *x0.shape), torch.nan)

@@ -66,7 +66,9 @@ def test_dense_output_has_its_order(method, theta):
 def test_logarithm_and_exponential():
     """Below 2 ulp, over all of float64's normal numbers."""
     rng = np.random.default_rng(0)
-    values = np.concatenate([np.exp(rng.uniform(-700, 700, 2000)), 1.0 + rng.uniform(-0.3, 0.4, 2000), [1.0, 2.0, 0.5]])
+    values = np.concatenate(
+        [np.exp(rng.uniform(-700, 700, 2000)), 1.0 + rng.uniform(-0.3, 0.4, 2000), [1.0, 2.0, 0.5]]
+    )
     found = layout.exact_log(torch.from_numpy(values)).numpy()
     with mpmath.workdps(40):
         right = [mpmath.log(mpmath.mpf(float(v))) for v in values]

@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 from engine_on_cpu import DEVICES, Layout, library, network, trajectory
-from reference.networks import small_network
 from torch import Tensor
 
 import pyflowcore as pfc
 from pyflowcore.network import ACTIVATIONS, Dense, Feature, Network, forward
+from reference.networks import small_network
 
 F32, F64 = torch.float32, torch.float64
 DTYPES = {"float32": F32, "float64": F64}
@@ -67,7 +67,12 @@ def largest_network() -> Network:
     features = tuple(Feature("sine", 0.1 * k, 0.01 * k) for k in range(1024))
     first = wide.layers[0]
     weight = torch.cat([randn(512, 1024, seed=5) / 40, first.weight[:, 3:]], dim=1)
-    layers = (replace(first, weight=weight), wide.layers[1], replace(wide.layers[2], residual=1), wide.layers[3])
+    layers = (
+        replace(first, weight=weight),
+        wide.layers[1],
+        replace(wide.layers[2], residual=1),
+        wide.layers[3],
+    )
     return Network(layers, features, 1024, 512)
 
 
@@ -115,6 +120,20 @@ def test_every_activation(name: str, dtype: torch.dtype) -> None:
     compare(Network(tuple(layers), net.features, 0, 4), 40, dtype)
 
 
+@pytest.mark.skipif(pfc._library.cpu_isa() in (None, "baseline"), reason="needs CPU kernels that fuse")
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_float32_has_the_bits_of_the_cpu(name: str) -> None:
+    net = small_network(5, 2, 33, 3, activation=name, residual=True)
+    x, cond, t = randn(70, 5, dtype=F32), randn(70, 2, seed=1, dtype=F32), torch.rand(70, dtype=F64)
+    packed = net.pack(F32), net.layer_table(), net.feature_table()
+    found, _ = network(x, t, cond, *packed)
+    expected = pfc.ops.network(x, t, cond, *packed)
+    if name in ("silu", "sigmoid"):  # their quotient begins from an estimate of the machine's
+        torch.testing.assert_close(found, expected, rtol=2e-6, atol=2e-6)
+    else:
+        assert torch.equal(found, expected)
+
+
 def test_a_time_of_every_dtype() -> None:
     net = small_network(3)
     packed = net.pack(F32), net.layer_table(), net.feature_table()
@@ -156,8 +175,12 @@ def looped(
             points.append(point)
             shown = torch.cat([point if scale == 1.0 else scale * point] * branches[row])
             c = None if cond is None else cond[: len(shown)]
-            outs = [network(shown, float(plan.row_times[row]), c, *packed, precision=precision, device=device)[0]]
-        x, y, d = pfc.ops.combine(x, plan.table, row, outs=outs, y=y, slots=slots, guidance=guidance, seeds=seeds)
+            outs = [
+                network(shown, float(plan.row_times[row]), c, *packed, precision=precision, device=device)[0]
+            ]
+        x, y, d = pfc.ops.combine(
+            x, plan.table, row, outs=outs, y=y, slots=slots, guidance=guidance, seeds=seeds
+        )
         slots = [d if k == facts.store else slot for k, slot in enumerate(slots)]
         y, scale = None if facts.point_is_state else y, facts.in_scale
         if row in keep:
@@ -186,7 +209,9 @@ def check_plan(
     (x, states, points), layout = trajectory(
         x0, plan.row_times, cond, *packed, plan.table, counts, guidance, seeds, torch.tensor(keep), True, precision, device
     )  # fmt: skip
-    expected, kept, at = looped(net, plan, x0, counts.tolist(), cond, guidance, seeds, keep, precision, device)
+    expected, kept, at = looped(
+        net, plan, x0, counts.tolist(), cond, guidance, seeds, keep, precision, device
+    )
     assert torch.equal(x, expected)
     assert torch.equal(states, torch.stack(kept))
     assert torch.equal(points, torch.stack(at))
@@ -202,15 +227,21 @@ def test_a_trajectory_is_the_loop_to_the_bit(solver: str, dtype: torch.dtype) ->
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("several", [1, 2])
 def test_a_guided_trajectory_is_the_loop_to_the_bit(several: int, dtype: torch.dtype) -> None:
-    for per_sample, conditions, device in itertools.product((False, True), (0, 3), ("H100", "one of an RTX 5090")):
+    for per_sample, conditions, device in itertools.product(
+        (False, True), (0, 3), ("H100", "one of an RTX 5090")
+    ):
         batch = 130 if device.startswith("one") else 3
         check_plan(pfc.plan("heun", 3), randn(batch, 6, dtype=dtype), conditions, several, per_sample, device)
-        check_plan(pfc.plan("stochastic_heun", 2), randn(3, 5, dtype=dtype), conditions, several, per_sample, device)
+        check_plan(
+            pfc.plan("stochastic_heun", 2), randn(3, 5, dtype=dtype), conditions, several, per_sample, device
+        )
 
 
 def test_states_that_do_not_fit_shared_memory() -> None:
     for solver in ("ab3", "unipc"):
-        layout = check_plan(pfc.plan(solver, 5), randn(140, 300, dtype=F32), device="one of an RTX 5090", width=130)
+        layout = check_plan(
+            pfc.plan(solver, 5), randn(140, 300, dtype=F32), device="one of an RTX 5090", width=130
+        )
         assert not layout.states_shared
 
 

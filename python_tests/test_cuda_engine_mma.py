@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from engine_on_cpu import network
-from reference.networks import small_network
 from test_cuda_engine_bodies import check_plan, error, largest_network, randn
 from torch import Tensor
 
 import pyflowcore as pfc
 from pyflowcore.network import ACTIVATIONS, Network, forward
+from reference.networks import small_network
 
 F32, F64 = torch.float32, torch.float64
 TF32, BF16 = 1, 2

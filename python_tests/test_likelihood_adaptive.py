@@ -153,3 +153,26 @@ def test_refusals(name):
     with pytest.raises((TypeError, ValueError)) as caught:
         made()
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("divergence", ["exact", pfc.Hutchinson(1)])
+def test_gradients(divergence):
+    """Of log p_0(x e^{-a/3}) - a d/3 in x and a, through dx/dt = a x t^2; the Jacobian is diagonal, so a probe is exact."""
+    x1 = pfc.randn(range(3), (2,), dtype=torch.float64).requires_grad_()
+    a = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    scale = torch.ones(3, dtype=torch.float64, requires_grad=True)
+
+    def field(x, t, scale):
+        return a * x * (scale * t**2)[:, None]
+
+    found = pfc.log_prob(
+        field, x1, cond={"scale": scale}, rtol=1e-8, atol=1e-8, enable_grad=True, divergence=divergence
+    )
+    grads = torch.autograd.grad(found.value.sum(), (x1, a, scale))
+    shrink = torch.exp(-2.0 * a / 3.0).detach()
+    per_sample = (x1.detach().square() * shrink - 1.0).sum(1) / 3.0
+    for grad, wanted in zip(grads, (-x1.detach() * shrink, per_sample.sum(), 1.3 * per_sample), strict=True):
+        assert (grad - wanted).abs().max() < 1e-6
+    assert (
+        found.value - pfc.log_prob(field, x1, cond={"scale": scale}, rtol=1e-8, atol=1e-8).value
+    ).abs().max() < 1e-12

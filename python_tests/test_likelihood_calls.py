@@ -171,6 +171,7 @@ def test_conditions():
     found = pfc.log_prob(net, x, plan=EULER, cond=cond, shared=shared)
     wanted = -0.5 * 3 * math.log(2 * math.pi) - 2.0 * 3 * a.double()
     assert (found.value - wanted).abs().max() < 1e-6
+    assert found.engine.endswith("batch repeated per tangent")
 
 
 def test_sources():

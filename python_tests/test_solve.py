@@ -37,13 +37,21 @@ def same(a, b, at=None):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_sample_alone_and_in_a_batch(method, dtype):
     """The same bits and the same steps, beside samples that take fewer and more of them."""
-    for shape, times in (((7, 2), [0.0, 1.0]), ((5, 3, 11), [0.0, 0.3, 0.31, 2.0]), ((2, 1030), [1.0, 0.5, 0.0])):
+    for shape, times in (
+        ((7, 2), [0.0, 1.0]),
+        ((5, 3, 11), [0.0, 0.3, 0.31, 2.0]),
+        ((2, 1030), [1.0, 0.5, 0.0]),
+    ):
         x0, w = start(*shape, dtype=dtype), torch.linspace(0.2, 9.0, shape[0], dtype=dtype)
         whole = pfc.solve(wave, x0, times, method, 1e-4, 1e-5, {"w": w})
         assert whole.success.all() and len(set(whole.nfe.tolist())) > 1
         assert whole.x.shape == (len(times), *shape) and torch.equal(whole.x[0], x0)
         for i in range(shape[0]):
-            same(whole, pfc.solve(wave, x0[i : i + 1], times, method, 1e-4, 1e-5, {"w": w[i : i + 1]}), slice(i, i + 1))
+            same(
+                whole,
+                pfc.solve(wave, x0[i : i + 1], times, method, 1e-4, 1e-5, {"w": w[i : i + 1]}),
+                slice(i, i + 1),
+            )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -52,7 +60,9 @@ def test_tolerances_of_their_own(method):
     rtol, atol = torch.tensor([1e-3, 1e-5, 1e-8]), torch.tensor([1e-4, 1e-6, 1e-7])
     whole = pfc.solve(wave, x0, [0.0, 1.0], method, rtol, atol, {"w": w})
     for i in range(3):
-        one = pfc.solve(wave, x0[i : i + 1], [0.0, 1.0], method, float(rtol[i]), float(atol[i]), {"w": w[i : i + 1]})
+        one = pfc.solve(
+            wave, x0[i : i + 1], [0.0, 1.0], method, float(rtol[i]), float(atol[i]), {"w": w[i : i + 1]}
+        )
         same(whole, one, slice(i, i + 1))
 
 
@@ -85,13 +95,20 @@ def test_a_sample_that_is_not_finite_changes_no_other(method):
     x0[2, 1] = torch.nan
     bad = torch.tensor([0.0, 1.0, 0.0, 0.0])
     found = pfc.solve(field, x0, [0.0, 0.2, 0.7, 1.0], method, 1e-5, 1e-5, {"bad": bad, "w": w})
-    assert found.status.tolist() == [pfc.Status.SUCCESS, pfc.Status.NON_FINITE, pfc.Status.NON_FINITE, pfc.Status.SUCCESS]
+    assert found.status.tolist() == [
+        pfc.Status.SUCCESS,
+        pfc.Status.NON_FINITE,
+        pfc.Status.NON_FINITE,
+        pfc.Status.SUCCESS,
+    ]
     assert found.success.tolist() == [True, False, False, True]
     assert abs(float(found.reached[1]) - 0.4) < 1e-12 and float(found.reached[2]) == 0.0
     assert found.x[:, 1].isfinite().all() and found.nfe[2] == 1
     assert torch.equal(found.x[2, 1], found.x[3, 1]) and not torch.equal(found.x[1, 1], found.x[2, 1])
     good = torch.tensor([0, 3])
-    same(found, pfc.solve(field, x0[good], found.t, method, 1e-5, 1e-5, {"bad": bad[good], "w": w[good]}), good)
+    same(
+        found, pfc.solve(field, x0[good], found.t, method, 1e-5, 1e-5, {"bad": bad[good], "w": w[good]}), good
+    )
 
 
 def test_an_infinite_state_is_no_state():
@@ -109,7 +126,9 @@ def test_budget(method):
     problem = problems()["van der Pol"]
     free = pfc.solve(problem.field, problem.x0, [0.0, 2.5, 5.0], method, 1e-5, 1e-5, problem.cond)
     budget = int(free.nfe.sort().values[3])
-    found = pfc.solve(problem.field, problem.x0, [0.0, 2.5, 5.0], method, 1e-5, 1e-5, problem.cond, max_nfe=budget)
+    found = pfc.solve(
+        problem.field, problem.x0, [0.0, 2.5, 5.0], method, 1e-5, 1e-5, problem.cond, max_nfe=budget
+    )
     assert (found.nfe <= budget).all()
     done = free.nfe <= budget
     assert torch.equal(found.success, done) and 0 < int(done.sum()) < len(done)
@@ -129,7 +148,9 @@ def test_budget(method):
 
 def test_underflow():
     """dx/dt = x^2 from 1 ends at t = 1; a finite field, so it is the tolerance that fails."""
-    found = pfc.solve(lambda x, t: torch.clamp(x * x, max=1e300), torch.ones(1, 1, dtype=torch.float64), [0.0, 2.0])
+    found = pfc.solve(
+        lambda x, t: torch.clamp(x * x, max=1e300), torch.ones(1, 1, dtype=torch.float64), [0.0, 2.0]
+    )
     assert int(found.status) == pfc.Status.UNDERFLOW and abs(float(found.reached) - 1.0) < 1e-6
 
 
@@ -173,13 +194,17 @@ def test_rounds():
     assert enough.rounds == free.rounds + 7
     few = pfc.solve(problem.field, problem.x0, [0.0, 5.0], cond=problem.cond, rounds=int(free.nfe.min()))
     assert few.status.tolist() == [pfc.Status.SUCCESS] + [pfc.Status.UNFINISHED] * 5
-    assert torch.equal(few.x[-1, 0], free.x[-1, 0]) and (few.reached[1:] < 5.0).all() and (few.reached[1:] > 0).all()
+    assert (
+        torch.equal(few.x[-1, 0], free.x[-1, 0])
+        and (few.reached[1:] < 5.0).all()
+        and (few.reached[1:] > 0).all()
+    )
 
 
 @pytest.mark.parametrize("rounds", [None, 40])
 def test_nothing_looks_at_the_samples(rounds):
     """With rounds, no value is looked at; without, the number of running samples alone (memory that is the host's here)."""
-    from test_no_sync import unseen  # noqa: PLC0415
+    from test_no_sync import unseen
 
     x0 = unseen(start(3, 4))
     found = pfc.solve(
@@ -216,7 +241,9 @@ def test_the_field_reads_what_it_asked_for():
     seen.clear()
     flipped = pfc.solve(pfc.Field(lambda x, t: -net(x, t), sign=-1), x0, [0.0, 1.0])
     assert torch.equal(flipped.x, pfc.solve(net, x0, [0.0, 1.0]).x) and seen[0][1] == torch.float32
-    one = pfc.solve(pfc.Field(lambda x, t: x * t, time_shape="scalar"), x0[:1], [0.0, 1.0], rtol=1e-6, atol=1e-6)
+    one = pfc.solve(
+        pfc.Field(lambda x, t: x * t, time_shape="scalar"), x0[:1], [0.0, 1.0], rtol=1e-6, atol=1e-6
+    )
     assert torch.allclose(one.x[-1], x0[:1] * torch.e**0.5, rtol=1e-5)
 
 

@@ -1,15 +1,14 @@
 // The activations of core/network.hpp and their slopes, within 2 ulp everywhere.
 //
-// V is what is computed on: a float, a double, or a compiler's vector of them. M gives M::fma(a, b, c) = a b + c, fused or
+// V is what is computed on: a float, a double, or a compiler's vector of them. M gives M::mul_add(a, b, c) = a b + c, fused or
 // not: results may differ in their last bits between two instruction sets, never between two calls on one. SiLU and sigmoid
 // of float32 are computed in float32, where the multiply-add is fused; the others in float64 (`Wide`), which leaves them little
-// more than the last rounding; those of float64 by the C library (`exact_answer`), mostly in long double.
+// more than the last rounding; for float64 each device has its own (cpu/exact_activation.hpp).
 //
 // Polynomials: Chebyshev interpolation of the reduced functions in 50 digits, coefficients then rounded, as in
 // exact_math.hpp. nan stays nan; at infinity a function has its limit, so that silu(-inf) is 0.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #include "exact_math.hpp"
@@ -68,25 +67,25 @@ PFC_HD V nearly_reciprocal(V d) {  // 14 bits are enough
     return 1.0f / d;
 }
 
-// M::fma must be fused: residuals are taken by it. Beyond 128 nothing is left of the result.
+// M::mul_add must be fused: residuals are taken by it. Beyond 128 nothing is left of the result.
 template <class M, class V>
 PFC_HD Logistic32<V> logistic(V a) {
   using I = typename BitsOf<V>::type;
-  const V shifted = M::fma(a, splat<V>(1.44269504f), splat<V>(kShift32));
+  const V shifted = M::mul_add(a, splat<V>(1.44269504f), splat<V>(kShift32));
   const V n = shifted - kShift32;
   // ln 2 in two parts: the first has 12 bits, so n times it is exact.
-  V r = M::fma(n, splat<V>(-0.693115234375f), a);
-  r = M::fma(n, splat<V>(-3.194618329871446e-05f), r);
+  V r = M::mul_add(n, splat<V>(-0.693115234375f), a);
+  r = M::mul_add(n, splat<V>(-3.194618329871446e-05f), r);
   V p = splat<V>(0.001381454f);
-  p = M::fma(p, r, splat<V>(0.008368745f));
-  p = M::fma(p, r, splat<V>(0.04166839f));
-  p = M::fma(p, r, splat<V>(0.16666521f));
-  p = M::fma(p, r, splat<V>(0.49999994f));
-  const V expm1 = M::fma(r * r, p, r);  // e^r - 1
-  const I whole = exact::bit_cast<I>(shifted) - exact::bit_cast<int32_t>(kShift32);
+  p = M::mul_add(p, r, splat<V>(0.008368745f));
+  p = M::mul_add(p, r, splat<V>(0.04166839f));
+  p = M::mul_add(p, r, splat<V>(0.16666521f));
+  p = M::mul_add(p, r, splat<V>(0.49999994f));
+  const V expm1 = M::mul_add(r * r, p, r);                   // e^r - 1
+  const I whole = exact::bit_cast<I>(shifted) - 0x4b400000;  // kShift32's bits, which device code cannot take from it
   const I half = whole >> 1;
   const V power = exact::bit_cast<V>((whole - half + 127) << 23), inverse = exact::bit_cast<V>((127 - half) << 23);
-  const V rest = M::fma(expm1, power, inverse);
+  const V rest = M::mul_add(expm1, power, inverse);
   const V d = power + rest;
   const V low = (power - d) + rest;
   return {d, low, inverse};
@@ -97,7 +96,7 @@ template <class M, class V>
 PFC_HD V quotient(V a, const Logistic32<V>& e) {
   const V estimate = nearly_reciprocal<M>(e.d);
   const V q = a * estimate;
-  return M::fma(M::fma(-q, e.low, M::fma(-q, e.d, a)), estimate, q);
+  return M::mul_add(M::mul_add(-q, e.low, M::mul_add(-q, e.d, a)), estimate, q);
 }
 
 template <class V>
@@ -112,20 +111,20 @@ template <class M, bool kSlope, class V>
 PFC_HD Answer<V> silu(V z) {
   const V a = bounded_magnitude(z);
   const Logistic32<V> e = logistic<M>(a);
-  const V value = M::fma(-quotient<M>(a, e), e.inverse, z < 0.0f ? V{} : z);
+  const V value = M::mul_add(-quotient<M>(a, e), e.inverse, z < 0.0f ? V{} : z);
   if constexpr (!kSlope) return {value, V{}};
   const V tail = quotient<M>(splat<V>(1.0f), e) * e.inverse;
   const V here = z < 0.0f ? tail : 1.0f - tail, there = z < 0.0f ? 1.0f - tail : tail;
-  return {value, M::fma(value, there, here)};
+  return {value, M::mul_add(value, there, here)};
 }
 
 template <class M, bool kSlope, class V>
 PFC_HD Answer<V> sigmoid(V z) {
   const Logistic32<V> e = logistic<M>(bounded_magnitude(z));
   const V q = quotient<M>(splat<V>(1.0f), e);
-  const V value = z < 0.0f ? q * e.inverse : M::fma(-q, e.inverse, splat<V>(1.0f));
+  const V value = z < 0.0f ? q * e.inverse : M::mul_add(-q, e.inverse, splat<V>(1.0f));
   if constexpr (!kSlope) return {value, V{}};
-  return {value, (q * e.inverse) * M::fma(-q, e.inverse, splat<V>(1.0f))};
+  return {value, (q * e.inverse) * M::mul_add(-q, e.inverse, splat<V>(1.0f))};
 }
 
 // ------------------------------------------------------------------------------------------- float32, in float64
@@ -140,30 +139,30 @@ template <class M, class V>
 PFC_HD Power64<V> exp_wide(V x) {
   using I = typename BitsOf<V>::type;
   constexpr double kShift = 6755399441055744.0;  // 1.5 2^52
-  const V shifted = M::fma(x, splat<V>(0x1.71547652b82fep+0), splat<V>(kShift));
+  const V shifted = M::mul_add(x, splat<V>(0x1.71547652b82fep+0), splat<V>(kShift));
   const V n = shifted - kShift;
-  const V r = M::fma(n, splat<V>(-0x1.62e42fefa39efp-1), x);
+  const V r = M::mul_add(n, splat<V>(-0x1.62e42fefa39efp-1), x);
   V p = splat<V>(0x1.a124f19fe89acp-13);
-  p = M::fma(p, r, splat<V>(0x1.6d43246b523b4p-10));
-  p = M::fma(p, r, splat<V>(0x1.1110e0f238322p-7));
-  p = M::fma(p, r, splat<V>(0x1.5554e9063586ep-5));
-  p = M::fma(p, r, splat<V>(0x1.5555555a78ed4p-3));
-  p = M::fma(p, r, splat<V>(0x1.0000000b9129bp-1));
+  p = M::mul_add(p, r, splat<V>(0x1.6d43246b523b4p-10));
+  p = M::mul_add(p, r, splat<V>(0x1.1110e0f238322p-7));
+  p = M::mul_add(p, r, splat<V>(0x1.5554e9063586ep-5));
+  p = M::mul_add(p, r, splat<V>(0x1.5555555a78ed4p-3));
+  p = M::mul_add(p, r, splat<V>(0x1.0000000b9129bp-1));
   // The shift's own low bits are zero: n is all that is left after shifting the rest out.
   const V power = exact::bit_cast<V>((exact::bit_cast<I>(shifted) << 52) + (I{} + (int64_t{1023} << 52)));
-  return {M::fma(r * r, p, r), power};
+  return {M::mul_add(r * r, p, r), power};
 }
 
 template <class M, class V>
 PFC_HD V exp_of(V x) {
   const Power64<V> e = exp_wide<M>(x);
-  return M::fma(e.power, e.m, e.power);
+  return M::mul_add(e.power, e.m, e.power);
 }
 
 template <class M, class V>
 PFC_HD V expm1_of(V x) {
   const Power64<V> e = exp_wide<M>(x);
-  return M::fma(e.power, e.m, e.power - 1.0);
+  return M::mul_add(e.power, e.m, e.power - 1.0);
 }
 
 template <class V>
@@ -191,21 +190,21 @@ struct Wide {
     const V r = 1.0 / (a + 3.0);
     const V s = r - 0x1.8f83e0f83e0f8p-3;
     V p = splat<V>(0x1.a2a07614e356ap+11);
-    p = M::fma(p, s, splat<V>(-0x1.86a73f10156d1p+8));
-    p = M::fma(p, s, splat<V>(-0x1.3c2de019c79bep+9));
-    p = M::fma(p, s, splat<V>(0x1.4cc1fb68017c1p+7));
-    p = M::fma(p, s, splat<V>(0x1.77cb3ab927757p+6));
-    p = M::fma(p, s, splat<V>(-0x1.4e2425d32b37fp+5));
-    p = M::fma(p, s, splat<V>(-0x1.477e3c19a5f62p+4));
-    p = M::fma(p, s, splat<V>(0x1.084623219814ep+3));
-    p = M::fma(p, s, splat<V>(0x1.22578cb1beac9p+3));
-    p = M::fma(p, s, splat<V>(0x1.c65f687cb8a86p+1));
-    p = M::fma(p, s, splat<V>(0x1.a5473919fed20p-1));
+    p = M::mul_add(p, s, splat<V>(-0x1.86a73f10156d1p+8));
+    p = M::mul_add(p, s, splat<V>(-0x1.3c2de019c79bep+9));
+    p = M::mul_add(p, s, splat<V>(0x1.4cc1fb68017c1p+7));
+    p = M::mul_add(p, s, splat<V>(0x1.77cb3ab927757p+6));
+    p = M::mul_add(p, s, splat<V>(-0x1.4e2425d32b37fp+5));
+    p = M::mul_add(p, s, splat<V>(-0x1.477e3c19a5f62p+4));
+    p = M::mul_add(p, s, splat<V>(0x1.084623219814ep+3));
+    p = M::mul_add(p, s, splat<V>(0x1.22578cb1beac9p+3));
+    p = M::mul_add(p, s, splat<V>(0x1.c65f687cb8a86p+1));
+    p = M::mul_add(p, s, splat<V>(0x1.a5473919fed20p-1));
     const V density = exp_of<M>(a * a * -0.5);
     const V tail = density * (r * p);
     const V phi = z < 0.0 ? tail : 1.0 - tail;
     if constexpr (!kSlope) return {z * phi, V{}};
-    return {z * phi, M::fma(z * density, splat<V>(kNormalDensity), phi)};
+    return {z * phi, M::mul_add(z * density, splat<V>(kNormalDensity), phi)};
   }
 
   // z sigmoid(w), w = 2 sqrt(2/pi) (z + 0.044715 z^3).
@@ -213,7 +212,7 @@ struct Wide {
   PFC_HD static Answer<V> gelu_tanh(V given) {
     const V z = at_least(given, -100.0);
     const V square = z * z;
-    V w = z * M::fma(square, splat<V>(kGELULinear * kGELUCubic), splat<V>(kGELULinear));
+    V w = z * M::mul_add(square, splat<V>(kGELULinear * kGELUCubic), splat<V>(kGELULinear));
     w = at_most(at_least(w, -700.0), 700.0);
     const V e = exp_of<M>(z < 0.0 ? w : -w);
     const V d = 1.0 / (1.0 + e);
@@ -221,8 +220,8 @@ struct Wide {
     if constexpr (!kSlope) return {z * here, V{}};
     // Where z^3 leaves float64 its product with the vanished e does not matter.
     const V bounded = at_most(z, 100.0);
-    const V bend = M::fma(bounded * bounded, splat<V>(3.0 * kGELULinear * kGELUCubic), splat<V>(kGELULinear));
-    return {z * here, M::fma(bounded * bend, e * d * d, here)};
+    const V bend = M::mul_add(bounded * bounded, splat<V>(3.0 * kGELULinear * kGELUCubic), splat<V>(kGELULinear));
+    return {z * here, M::mul_add(bounded * bend, e * d * d, here)};
   }
 
   // For instruction sets without a fused multiply-add.
@@ -232,7 +231,7 @@ struct Wide {
     const V e = exp_of<M>(at_least(-z, -700.0));
     const V d = 1.0 / (1.0 + e);
     if constexpr (!kSlope) return {z * d, V{}};
-    return {z * d, M::fma(z * d, e * d, d)};
+    return {z * d, M::mul_add(z * d, e * d, d)};
   }
 
   template <class V>
@@ -274,76 +273,16 @@ struct Wide {
     const V s = e / (2.0 + e);
     const V w = s * s;
     V p = splat<V>(0x1.dba25f0718ee6p-4);
-    p = M::fma(p, w, splat<V>(0x1.bc8cf8ddd5876p-4));
-    p = M::fma(p, w, splat<V>(0x1.24c926a40acd3p-3));
-    p = M::fma(p, w, splat<V>(0x1.9998d485cf47ep-3));
-    p = M::fma(p, w, splat<V>(0x1.5555558d7fe22p-2));
-    const V log1p = 2.0 * M::fma(s * w, p, s);
+    p = M::mul_add(p, w, splat<V>(0x1.bc8cf8ddd5876p-4));
+    p = M::mul_add(p, w, splat<V>(0x1.24c926a40acd3p-3));
+    p = M::mul_add(p, w, splat<V>(0x1.9998d485cf47ep-3));
+    p = M::mul_add(p, w, splat<V>(0x1.5555558d7fe22p-2));
+    const V log1p = 2.0 * M::mul_add(s * w, p, s);
     const V value = x > kSoftplusThreshold ? z : ((x > 0.0 ? x : V{}) + log1p) / beta;
     if constexpr (!kSlope) return {value, V{}};
     const V sigmoid = (x < 0.0 ? e : splat<V>(1.0)) / (1.0 + e);
     return {value, x > kSoftplusThreshold ? splat<V>(1.0) : sigmoid};
   }
 };
-
-// ------------------------------------------------------------------------------------------- float64, on the host
-
-#if !defined(__CUDACC__)
-// One number at a time: float64 is for checks, and the C library's functions are within an ulp.
-PFC_HD Answer<double> exact_answer(Activation kind, double parameter, double z) {
-  switch (kind) {
-    case Activation::kSiLU: {
-      if (z < -700.0) {
-        const long double power = z < -11000.0 ? 0.0L : __builtin_expl(z), bounded = z < -11000.0 ? -11000.0L : z;
-        return {static_cast<double>(bounded * power), static_cast<double>((1.0L + bounded) * power)};
-      }
-      const double e = __builtin_exp(-z), d = 1.0 + e;
-      const double value = z / d;
-      return {value, 1.0 / d + value * (e / d)};
-    }
-    case Activation::kSigmoid: {
-      const long double e = __builtin_expl(-static_cast<long double>(z)), d = 1.0L / (1.0L + e);
-      return {static_cast<double>(d), static_cast<double>(z < -11000.0 ? 0.0L : e * d * d)};
-    }
-    case Activation::kGELU: {
-      if (z < -40.0) return {-0.0, 0.0};
-      const long double wide = z;
-      const long double phi = 0.5L * __builtin_erfcl(wide * -0.707106781186547524400844362104849039L);
-      const long double density = __builtin_expl(-0.5L * wide * wide) * 0.398942280401432677939946059934381868L;
-      return {static_cast<double>(wide * phi), static_cast<double>(phi + (z > 40.0 ? 0.0L : wide * density))};
-    }
-    case Activation::kGELUTanh: {
-      if (z < -100.0) return {-0.0, 0.0};
-      const long double wide = z, bounded = z > 100.0 ? 100.0L : wide;
-      const long double linear = 1.59576912160573071175978423973752747L, cubic = 0.044715L;
-      const long double w = __builtin_expl(-linear * (bounded + cubic * bounded * bounded * bounded));
-      const long double here = 1.0L / (1.0L + w), there = w / (1.0L + w);
-      const long double bend = linear * (1.0L + 3.0L * cubic * bounded * bounded);
-      return {static_cast<double>(wide * here), static_cast<double>(here + bounded * here * there * bend)};
-    }
-    case Activation::kTanh: {
-      const long double value = __builtin_tanhl(z), cosh = __builtin_coshl(z);
-      return {static_cast<double>(value), static_cast<double>(1.0L / (cosh * cosh))};
-    }
-    case Activation::kSELU:
-    case Activation::kELU: {
-      const bool scaled = kind == Activation::kSELU;
-      const long double factor = scaled ? 1.05070098735548049341933498529467L : 1.0L;
-      const long double alpha = scaled ? 1.67326324235437728481704297701811L : static_cast<long double>(parameter);
-      if (z > 0.0) return {static_cast<double>(factor * z), static_cast<double>(factor)};
-      return {static_cast<double>(factor * alpha * __builtin_expm1l(z)),
-              static_cast<double>(factor * alpha * __builtin_expl(z))};
-    }
-    case Activation::kSoftplus: {
-      const double x = parameter * z;
-      if (x > kSoftplusThreshold) return {z, 1.0};
-      const long double wide = static_cast<long double>(parameter) * z;
-      const long double power = __builtin_expl(wide);
-      return {static_cast<double>(__builtin_log1pl(power) / parameter), static_cast<double>(power / (1.0L + power))};
-    }
-    default: return {z, 1.0};
-  }
-}
-#endif
 
 }  // namespace pfc::activation

@@ -1,8 +1,9 @@
 // core/activation.hpp on native vectors of an instruction set, and over rows of memory.
 #pragma once
 
-#include "../core/activation.hpp"
-#include "vec.hpp"
+#include <type_traits>
+
+#include "exact_activation.hpp"
 
 namespace pfc::cpu {
 namespace {
@@ -13,7 +14,7 @@ using Native = typename Wide<S>::Native;
 // Multiply-add of vectors and of single numbers: fused where the instruction set has it (core/network.hpp).
 struct Math {
   template <class V>
-  static PFC_INLINE V fma(V a, V b, V c) {
+  static PFC_INLINE V mul_add(V a, V b, V c) {
 #if defined(__AVX512F__)
     if constexpr (std::is_same_v<V, Native<float>>) return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
     if constexpr (std::is_same_v<V, Native<double>>) return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
@@ -78,7 +79,7 @@ PFC_INLINE void with_activation(Activation kind, double parameter, const Use& us
     use([&](V z) {
       Answer<V> answer{};
       for (int i = 0; i < Wide<S>::kLanes; ++i) {
-        const Answer<double> here = activation::exact_answer(kind, parameter, z[i]);
+        const Answer<double> here = exact_answer(kind, parameter, z[i]);
         answer.value[i] = here.value;
         answer.slope[i] = here.slope;
       }

@@ -76,7 +76,7 @@ __attribute__((noinline)) void multiply_block(const Block<S>& given) {
       for (int i = 0; i < kSamples; ++i) {
         const V h = broadcast<S>(row[i][k]);
 #pragma GCC unroll 8
-        for (int j = 0; j < kVectors; ++j) sum[i][j] = Math::fma(weight[j], h, sum[i][j]);
+        for (int j = 0; j < kVectors; ++j) sum[i][j] = Math::mul_add(weight[j], h, sum[i][j]);
       }
     }
 #pragma GCC unroll 8

@@ -236,7 +236,7 @@ class DivergenceTile {
     constexpr int kLanes = Wide<S>::kLanes;
     Native<S> sum{};
     for (int64_t j = 0; j < count / kLanes * kLanes; j += kLanes)
-      sum = Math::fma(load_bytes<Native<S>>(a + j), load_bytes<Native<S>>(b + j), sum);
+      sum = Math::mul_add(load_bytes<Native<S>>(a + j), load_bytes<Native<S>>(b + j), sum);
     S total(0);
     for (int i = 0; i < kLanes; ++i) total += sum[i];
     for (int64_t j = count / kLanes * kLanes; j < count; ++j) total += a[j] * b[j];

@@ -145,15 +145,22 @@ struct Engine {
     PFC_NO_UNROLL
     for (int i = thread; i < count * p.hidden; i += kThreads) {
       const int n = i % p.hidden;
-      out[i] = chain(weights()[p.layer[0].bias + n], values + i / p.hidden * p.features, 1, p.features, p.time_weights, n, 0,
-                     p.features);
+      out[i] = add_products(weights()[p.layer[0].bias + n], values + i / p.hidden * p.features, 1, p.features,
+                            p.time_weights, n, 0, p.features);
     }
   }
-  // s <- s + w_k v_k for k from `first` on, `count` of them; weights of `in` inputs.
-  PFC_HD S chain(S s, const S* values, int step, int count, int64_t weights_at, int n, int first, int in) const {
+  // Adds the products of `count` values from the first on to z, in the chains of core/network.hpp; weights of `in` inputs.
+  // `first` begins a chain.
+  PFC_HD S add_products(S z, const S* values, int step, int count, int64_t weights_at, int n, int first, int in) const {
     const S* w = weights() + weights_at + weight(n, in, first);
-    for (int k = 0; k < count; ++k) s = DeviceMath::fma(w[k * kPanel], values[k * step], s);
-    return s;
+    PFC_NO_UNROLL
+    for (int begin = 0; begin < count; begin += kChain) {
+      const int end = begin + kChain < count ? begin + kChain : count;
+      S s = S(0);
+      for (int k = begin; k < end; ++k) s = DeviceMath::mul_add(w[k * kPanel], values[k * step], s);
+      z = z + s;
+    }
+    return z;
   }
 
   // ------------------------------------------------------------------------------------------------------ for each tile
@@ -173,13 +180,14 @@ struct Engine {
       const int n = i % p.hidden, row = i / p.hidden;
       const S* values = static_cast<const S*>(p.cond) +
                         ((row / kTile) * p.batch + sample(tile, row % kTile)) * static_cast<int64_t>(p.conditions);
-      out[i] = chain(S(0), values, 1, p.conditions, p.condition_weights, n, 0, p.conditions);
+      out[i] = add_products(S(0), values, 1, p.conditions, p.condition_weights, n, 0, p.conditions);
     }
   }
-  // Times that differ between samples: their features in parts, as many as the buffers hold for every sample of a tile.
+  // Times that differ between samples: their features in parts, as many whole chains as the buffers hold for every sample.
   PFC_HD int features_at_once() const {
-    return static_cast<int>(p.buffer_bytes * p.buffers / (static_cast<int64_t>(sizeof(S)) * kTile));
+    return static_cast<int>(p.buffer_bytes * p.buffers / (static_cast<int64_t>(sizeof(S)) * kTile)) / kChain * kChain;
   }
+  static_assert(kEngineStageBytes >= static_cast<int64_t>(sizeof(S)) * kTile * kChain);
   PFC_HD void sample_features(int64_t tile, int first, int count) const {
     S* out = reinterpret_cast<S*>(buffer(0));
     PFC_NO_UNROLL
@@ -193,7 +201,7 @@ struct Engine {
     for (int i = thread; i < kTile * p.hidden; i += kThreads) {
       const int n = i % p.hidden;
       const S start = first == 0 ? weights()[p.layer[0].bias + n] : out[i];
-      out[i] = chain(start, values + i / p.hidden, kTile, count, p.time_weights, n, first, p.features);
+      out[i] = add_products(start, values + i / p.hidden, kTile, count, p.time_weights, n, first, p.features);
     }
   }
 
@@ -228,7 +236,8 @@ struct Engine {
   }
   PFC_HD void combine(int64_t tile) const {
     const EngineRow<S>& now = row();
-    const Pass pass{now.branches, now.changes_state != 0, now.writes_point != 0, now.row.store >= 0, now.next_is_state != 0};
+    const Pass pass{now.branches, now.changes_state != 0, now.writes_point != 0, now.row.store >= 0,
+                    now.next_is_state != 0};
     const int items = p.stride / kItem;
     const int64_t plane = static_cast<int64_t>(kTile) * p.stride;
     PFC_NO_UNROLL
@@ -261,13 +270,15 @@ struct Engine {
   // What becomes of a layer's sums for output n of N neighbouring samples from m on. z lies in the thread's own memory.
   template <int N>
   PFC_HD Pack<S, N> activated(const EngineLayer& layer, Pack<S, N> z, int m, int n) const {
-    z = activate<typename Mode::Function>(static_cast<Activation>(layer.activation), static_cast<S>(layer.parameter), z);
+    z = activate<typename Mode::Function>(static_cast<Activation>(layer.activation), static_cast<S>(layer.parameter),
+                                          z);
     if (layer.residual >= 0) {
       PFC_FULL_UNROLL
       for (int e = 0; e < N; ++e) z.v[e] = z.v[e] + Mode::load(buffer(layer.residual), p, m + e, n);
     }
     if (layer.after == static_cast<int>(Activation::kIdentity)) return z;
-    return activate<typename Mode::Function>(static_cast<Activation>(layer.after), static_cast<S>(layer.after_parameter), z);
+    return activate<typename Mode::Function>(static_cast<Activation>(layer.after),
+                                             static_cast<S>(layer.after_parameter), z);
   }
   // The start of a layer's sums: the bias, or what the time and the conditions give.
   PFC_HD S start(int l, int j, int m, int n) const {
@@ -275,9 +286,7 @@ struct Engine {
     const S s = time_part(m)[n];
     return p.conditions > 0 ? s + condition_part(j, m)[n] : s;
   }
-  PFC_HD S* output(int j) const {
-    return at<S>(p.plane) + static_cast<int64_t>(p.first_output + j) * kTile * p.stride;
-  }
+  PFC_HD S* output(int j) const { return at<S>(p.plane) + static_cast<int64_t>(p.first_output + j) * kTile * p.stride; }
 };
 
 // The work of a block. run(phase) has every thread do a phase and waits for all; run.layer(l, j) the same for a layer;

@@ -10,25 +10,29 @@
 namespace pfc::cuda {
 
 struct DeviceMath {
-  static PFC_HD float fma(float a, float b, float c) {
+  static PFC_HD float mul_add(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
     return __fmaf_rn(a, b, c);
 #else
     return __builtin_fmaf(a, b, c);
 #endif
   }
-  static PFC_HD double fma(double a, double b, double c) {
+  static PFC_HD double mul_add(double a, double b, double c) {
 #if defined(__CUDA_ARCH__)
     return __fma_rn(a, b, c);
 #else
     return __builtin_fma(a, b, c);
 #endif
   }
-  // x 2^n, in two factors: the second alone may make it subnormal. n is what `shifted` has beyond 1.5 2^23.
-  static PFC_HD float scale(float x, float shifted) {
-    const int32_t n = exact::bit_cast<int32_t>(shifted) - 0x4b400000;
-    const int32_t half = n >> 1;
-    return (x * exact::bit_cast<float>((half + 127) << 23)) * exact::bit_cast<float>((n - half + 127) << 23);
+  // A place to begin a quotient from, which the residuals then mend.
+  static PFC_HD float reciprocal_estimate(float d) {
+#if defined(__CUDA_ARCH__)
+    float estimate;
+    asm("rcp.approx.f32 %0, %1;" : "=f"(estimate) : "f"(d));
+    return estimate;
+#else
+    return 1.0f / d;
+#endif
   }
 };
 
@@ -65,8 +69,7 @@ struct ExactActivation {
       }
       case Activation::kTanh: return ::tanh(z);
       case Activation::kELU: return z > 0.0 ? z : parameter * ::expm1(z);
-      case Activation::kSELU:
-        return activation::kSELUScale * (z > 0.0 ? z : activation::kSELUAlpha * ::expm1(z));
+      case Activation::kSELU: return activation::kSELUScale * (z > 0.0 ? z : activation::kSELUAlpha * ::expm1(z));
       case Activation::kSoftplus: {
         const double x = parameter * z;
         return x > activation::kSoftplusThreshold ? z : ::log1p(::exp(x)) / parameter;

@@ -1,4 +1,4 @@
-// Exact layers: sums of fused multiply-adds in the order of core/network.hpp. A warp takes a panel of 16 outputs of a group of
+// Exact layers: chains of fused multiply-adds in the order of core/network.hpp. A warp takes a panel of 16 outputs of a group of
 // samples; a lane four of the outputs and kRows neighbouring samples.
 #pragma once
 
@@ -78,13 +78,21 @@ struct Exact {
     PFC_FULL_UNROLL
     for (int i = 0; i < kItem; ++i) PFC_FULL_UNROLL
     for (int e = 0; e < kRows; ++e) sum[i][e] = engine.start(l, j, m + e, n + i);
-    PFC_UNROLL_BY(4)
-    for (int k = 0; k < layer.in; ++k) {
-      const Run values = *reinterpret_cast<const Run*>(h + k * kTile);
-      const Quad<S> factors = read_quad<S>(w + k * kPanel);
+    PFC_NO_UNROLL
+    for (int begin = 0; begin < layer.in; begin += kChain) {
+      const int end = begin + kChain < layer.in ? begin + kChain : layer.in;
+      S chain[kItem][kRows] = {};
+      PFC_UNROLL_BY(4)
+      for (int k = begin; k < end; ++k) {
+        const Run values = *reinterpret_cast<const Run*>(h + k * kTile);
+        const Quad<S> factors = read_quad<S>(w + k * kPanel);
+        PFC_FULL_UNROLL
+        for (int i = 0; i < kItem; ++i) PFC_FULL_UNROLL
+        for (int e = 0; e < kRows; ++e) chain[i][e] = DeviceMath::mul_add(factors.v[i], values.v[e], chain[i][e]);
+      }
       PFC_FULL_UNROLL
       for (int i = 0; i < kItem; ++i) PFC_FULL_UNROLL
-      for (int e = 0; e < kRows; ++e) sum[i][e] = DeviceMath::fma(factors.v[i], values.v[e], sum[i][e]);
+      for (int e = 0; e < kRows; ++e) sum[i][e] = sum[i][e] + chain[i][e];
     }
     // The sums go through the buffer, so that the code of the activations exists once and not for every output.
     S* out = reinterpret_cast<S*>(engine.buffer(layer.target)) + m;

@@ -64,7 +64,7 @@ struct EngineLayer {
 
 struct EngineParams {
   int64_t batch, tiles, blocks;
-  int dim, stride;  // elements of a sample, and of its part of a plane: a multiple of four
+  int dim, stride;                           // elements of a sample, and of its part of a plane: a multiple of four
   int features, conditions, layers, hidden;  // hidden: padded outputs of layer 0
   int rows, evaluations, planes, first_output;
   int64_t time_weights, condition_weights;
@@ -197,8 +197,7 @@ bool lay_out(const EngineDevice& device, EngineProgram& program) {
   using S = typename Mode::S;
   EngineParams& p = program.params;
   int width = p.dim;
-  for (int l = 0; l < p.layers; ++l)
-    width = width < p.layer[l].panels * kPanel ? p.layer[l].panels * kPanel : width;
+  for (int l = 0; l < p.layers; ++l) width = width < p.layer[l].panels * kPanel ? p.layer[l].panels * kPanel : width;
   p.buffer_stride = Mode::buffer_stride(width);
   p.buffer_bytes = align_up(Mode::buffer_bytes(width), 16);
   if (p.buffer_bytes * p.buffers < kEngineStageBytes) p.buffer_bytes = align_up(kEngineStageBytes / p.buffers, 16);
@@ -209,7 +208,8 @@ bool lay_out(const EngineDevice& device, EngineProgram& program) {
   // More blocks on a multiprocessor hide more latency than nearer weights save: half of its memory at most, unless tiles are
   // few.
   const bool few = p.tiles <= device.multiprocessors;
-  const int64_t fair = (few ? device.shared_per_multiprocessor : device.shared_per_multiprocessor / 2) - kEngineReserved;
+  const int64_t fair =
+      (few ? device.shared_per_multiprocessor : device.shared_per_multiprocessor / 2) - kEngineReserved;
   const int64_t limit = fair < device.shared_per_block ? fair : device.shared_per_block;
   int64_t scratch = 0;
   const auto place = [&](int64_t bytes) {

@@ -48,7 +48,8 @@ template <class Mode, bool kSingle>
 cudaError_t start_engine(const EngineProgram& program, cudaStream_t stream) {
   const auto kernel = &engine_kernel<Mode, kSingle>;
   const auto bytes = static_cast<std::size_t>(program.shared_bytes);
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
   cudaLaunchConfig_t config{};
   if constexpr (Mode::kPacks) {
     if (error == cudaSuccess && program.packed_bytes > 0) {

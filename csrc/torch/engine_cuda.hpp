@@ -26,8 +26,9 @@ inline void run_engine(const cuda::EngineArgs& args, const OnDevice& device, con
   cuda::EngineDevice limits;
   check_launch(cuda::engine_device(limits), op);
   cuda::EngineProgram program;
-  PFC_CHECK(cuda::prepare_engine(args, limits, program), "layers: a tile of the network's activations needs more than the ",
-            limits.shared_per_block, " bytes of shared memory that a block of this GPU has");
+  PFC_CHECK(cuda::prepare_engine(args, limits, program),
+            "layers: a tile of the network's activations needs more than the ", limits.shared_per_block,
+            " bytes of shared memory that a block of this GPU has");
   // Freed when this returns, and given away again by torch only to work behind it on this stream.
   const Tensor scratch = torch::stable::new_empty(like, {program.scratch_bytes}, ScalarType::Byte);
   check_launch(cuda::engine(args, program, scratch.mutable_data_ptr(), device.stream()), op);

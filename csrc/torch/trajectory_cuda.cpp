@@ -7,10 +7,10 @@ namespace pfc::ops {
 
 namespace {
 
-std::tuple<Tensor, Tensor, Tensor> trajectory(Tensor x0, Tensor times, OptionalTensor cond, Tensor params, Tensor layers,
-                                              Tensor features, Tensor table, Tensor branches, OptionalTensor guidance,
-                                              OptionalTensor seeds, OptionalTensor keep_rows, bool keep_points,
-                                              int64_t precision) {
+std::tuple<Tensor, Tensor, Tensor> trajectory(Tensor x0, Tensor times, OptionalTensor cond, Tensor params,
+                                              Tensor layers, Tensor features, Tensor table, Tensor branches,
+                                              OptionalTensor guidance, OptionalTensor seeds, OptionalTensor keep_rows,
+                                              bool keep_points, int64_t precision) {
   const OnDevice device(x0, "x0");
   const Tensor weights = aligned_params(params);
   const TrajectoryCall call = prepare_trajectory(x0, times, cond, weights, layers, features, table, branches, guidance,

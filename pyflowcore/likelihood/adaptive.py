@@ -61,7 +61,7 @@ def integrate(
     )
     found = solve(
         joined, start, control.t, control.method, control.rtol, control.atol, cond, max_nfe=control.max_nfe,
-        norm_elements=elements if x.numel() else None,
+        norm_elements=elements if x.numel() else None, enable_grad=trace.differentiable,
     )  # fmt: skip
     if not bool(found.success.all()):
         _warn(found.status)

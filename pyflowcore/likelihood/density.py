@@ -11,8 +11,7 @@ from torch.distributions import Distribution
 
 from .. import conditions
 from ..field import Field, as_field
-from ..initial import check_shape
-from ..ops.randn import randn, seeds_tensor
+from ..ops.randn import seeds_tensor
 from ..plans import Plan
 from ..solving import Status
 from . import adaptive, fixed
@@ -21,7 +20,8 @@ from .divergence import MEMORY, Trace
 from .fixed import check_plan
 from .fused import FusedTrace, fused_trace
 from .probes import Hutchinson
-from .sources import draw, log_density
+from .sources import log_density
+from .starts import start_of, state_of
 
 __all__ = ["LogProb", "SampleWithLogProb", "log_prob", "sample_with_log_prob"]
 
@@ -95,24 +95,25 @@ def log_prob(
         cond, shared: keyword arguments of the field: tensors with a batch dimension, and what all samples have as it is.
         chunk, memory: tangents evaluated at once, or the bytes that they may have in the field's input (default 64 MiB);
             results do not depend on it beyond rounding.
-        enable_grad: gradients in x1, the field's parameters, cond and the source's parameters.
+        enable_grad: gradients in x1, the field's parameters, cond and the source's parameters; of adaptive steps with the
+            lengths of the accepted steps held constant.
 
     Returns:
         LogProb (value, stderr, nfe), each [B].
 
-    The log-density is summed in float64 whatever the state is, and ``value`` stays float64: of images it has five digits
-    before the point.
+    The log-density is summed in float64 whatever the state is, and ``value`` stays float64: that of an image has
+    four or five digits before the point.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is allowed.
     """
     facts = as_field(field)
-    way = _way(plan, Control(t, method, rtol, atol, max_nfe), enable_grad, backwards=True)
+    way = _way(plan, Control(t, method, rtol, atol, max_nfe), backwards=True)
+    named, same = _arguments(cond, shared)
     with torch.inference_mode(False), torch.set_grad_enabled(enable_grad):
-        state = _state(x1, "x1", enable_grad)
-        arguments = _arguments(cond, shared)
-        trace = _trace(facts, divergence, state, arguments, None, chunk, memory, enable_grad)
-        x0, change, nfe, status = _integrate(way, facts, state, arguments, trace)
+        state = state_of(x1, "x1", enable_grad)
+        trace = _trace(facts, divergence, state, (named, same), None, chunk, memory, enable_grad)
+        x0, change, nfe, status = _integrate(way, facts, state, named, trace)
         values = log_density(source, x0, _scale(facts, way))[:, None] + change
         found = LogProb(*_summary(values, divergence), nfe)
     found.status, found.engine = status, _engine(way, trace)
@@ -154,29 +155,26 @@ def sample_with_log_prob(
         dtype, device: of the state: float32 (default) or float64.
     """
     facts = as_field(field)
-    way = _way(plan, Control(t, method, rtol, atol, max_nfe), enable_grad, backwards=False)
+    way = _way(plan, Control(t, method, rtol, atol, max_nfe), backwards=False)
     keys = None if seeds is None else seeds_tensor(seeds, device)
-    arguments = _arguments(cond, shared)
+    named, same = _arguments(cond, shared)
     if device is None and x0 is None and (tensor := conditions.first_tensor(cond)) is not None:
         device = tensor.device
     with torch.inference_mode(False), torch.set_grad_enabled(enable_grad):
-        start = _start(facts, _scale(facts, way), source, shape, keys, batch, x0, dtype, device, enable_grad)
-        trace = _trace(facts, divergence, start, arguments, keys, chunk, memory, enable_grad)
-        x1, change, nfe, status = _integrate(way, facts, start, arguments, trace)
+        start = start_of(
+            facts, _scale(facts, way), source, shape, keys, batch, x0, dtype, device, enable_grad
+        )
+        trace = _trace(facts, divergence, start, (named, same), keys, chunk, memory, enable_grad)
+        x1, change, nfe, status = _integrate(way, facts, start, named, trace)
         values = log_density(source, start, _scale(facts, way))[:, None] - change
         found = SampleWithLogProb(x1, *_summary(values, divergence), nfe)
     found.status, found.engine = status, _engine(way, trace)
     return found
 
 
-def _way(plan: Plan | None, control: Control, enable_grad: bool, *, backwards: bool) -> Plan | Control:
+def _way(plan: Plan | None, control: Control, *, backwards: bool) -> Plan | Control:
     """The checked plan, or the control of adaptive steps."""
     if plan is None:
-        if enable_grad:
-            raise ValueError(
-                "enable_grad: adaptive steps carry no gradient; give a plan of fixed steps, "
-                f"plan=pfc.plan('rk4', 20, {'grid=pfc.grids.uniform().reversed()' if backwards else 'last=' + repr('full')})"
-            )
         first, last = _ends(control.t)
         control = control._replace(t=(first, last))
         name = "t"
@@ -228,59 +226,14 @@ def _engine(way: Plan | Control, trace: Trace) -> str:
     return f"{steps}; {trace.engine}" if trace.engine else steps
 
 
-def _state(x: Tensor, name: str, enable_grad: bool) -> Tensor:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {x.dtype}")
-    if x.dim() < 1:
-        raise ValueError(f"{name} must have a batch dimension, got a scalar")
-    state = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-    state = state if enable_grad else state.detach()
-    return state.clone() if state.is_inference() else state
-
-
-def _start(
-    field: Field, scale: float, source: Distribution | None, shape: Sequence[int] | None, keys: Tensor | None,
-    batch: int | None, x0: Tensor | None, dtype: torch.dtype | None, device: torch.device | str | None, enable_grad: bool,
-) -> Tensor:  # fmt: skip
-    if dtype not in (None, torch.float32, torch.float64):
-        raise TypeError(f"dtype, the state's, must be float32 or float64, got {dtype}")
-    if x0 is not None:
-        if shape is not None or batch is not None:
-            raise ValueError("x0 is given: it says shape and batch, which must not be given beside it")
-        return _state(x0, "x0", enable_grad).to(device=device, dtype=dtype)
-    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 0):
-        raise ValueError(f"batch must be an integer >= 0, got {batch!r}")
-    count = batch if batch is not None else None if keys is None else len(keys)
-    if count is None:
-        raise ValueError("seeds, batch or x0 must be given: nothing else says how many samples")
-    if keys is not None and len(keys) != count:
-        raise ValueError(f"batch is {count}, seeds has {len(keys)} entries")
-    if source is not None:
-        if shape is not None:
-            raise ValueError("shape must not be given beside source, whose samples have one")
-        drawn = draw(source, count, enable_grad)
-        return _state(drawn, "source's samples", enable_grad).to(device=device, dtype=dtype)
-    if shape is None:
-        raise ValueError("shape, of one sample, must be given, or x0 or source")
-    check_shape(shape)
-    if keys is None:
-        keys = torch.randint(-(2**63), 2**63 - 1, (count,), dtype=torch.int64)
-    if device is None and not keys.is_cuda:
-        device = field.device()
-    noise = randn(keys.to(device or keys.device), shape, dtype=dtype or torch.float32)
-    return noise if scale == 1.0 else noise * scale
-
-
 def _scale(field: Field, way: Plan | Control) -> float:
     """The deviation of the noise at the end where the source is."""
     return float((field.path if isinstance(way, Control) else way.along).noise_scale)
 
 
 def _trace(
-    field: Field, divergence: str | Hutchinson, x: Tensor, cond: dict[str, Any], keys: Tensor | None, chunk: int | None,
-    memory: int, enable_grad: bool,
+    field: Field, divergence: str | Hutchinson, x: Tensor, arguments: tuple[dict[str, Any], dict[str, Any]],
+    keys: Tensor | None, chunk: int | None, memory: int, enable_grad: bool,
 ) -> Trace:  # fmt: skip
     for name, value in (("chunk", chunk), ("memory", memory)):
         if value is None and name == "chunk":
@@ -295,12 +248,15 @@ def _trace(
         probes = None
     else:
         raise ValueError(f"divergence must be 'exact' or a pfc.Hutchinson, got {divergence!r}")
-    if not enable_grad and (fused := fused_trace(field, x, cond, probes)) is not None:
+    cond, shared = arguments
+    if not enable_grad and (fused := fused_trace(field, x, {**cond, **shared}, probes)) is not None:
         return fused
-    return Trace(probes, chunk=chunk, memory=memory, differentiable=enable_grad)
+    return Trace(probes, chunk=chunk, memory=memory, shared=shared, differentiable=enable_grad)
 
 
-def _arguments(cond: dict[str, Any] | None, shared: dict[str, Any] | None) -> dict[str, Any]:
+def _arguments(
+    cond: dict[str, Any] | None, shared: dict[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     for name, value in (("cond", cond), ("shared", shared)):
         if value is not None and not isinstance(value, dict):
             raise TypeError(
@@ -308,7 +264,7 @@ def _arguments(cond: dict[str, Any] | None, shared: dict[str, Any] | None) -> di
             )
     if both := sorted(set(cond or {}) & set(shared or {})):
         raise ValueError(f"shared and cond both have {', '.join(both)}")
-    return {**(cond or {}), **(shared or {})}
+    return cond or {}, shared or {}
 
 
 def _summary(values: Tensor, divergence: str | Hutchinson) -> tuple[Tensor, Tensor]:

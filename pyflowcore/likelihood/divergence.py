@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,14 +37,16 @@ class Trace:
         chunk: tangents at once; None for as many as fit into ``memory``.
         memory: bytes of tangents of the input at once. What the field's layers need beside is in proportion: its widest
             activation over the input's size, times this.
-        differentiable: the results carry gradients.
+        shared: keyword arguments of the field that all samples have as they are.
+        differentiable: the results carry gradients, where grad is enabled.
     """
 
     def __init__(
-        self, probes: Tensor | None, *, chunk: int | None = None, memory: int = MEMORY, differentiable: bool = False
+        self, probes: Tensor | None, *, chunk: int | None = None, memory: int = MEMORY, shared: dict[str, Any] | None = None,
+        differentiable: bool = False,
     ) -> None:  # fmt: skip
         self.probes, self.differentiable = probes, differentiable
-        self._chunk, self._memory = chunk, memory
+        self._chunk, self._memory, self._shared = chunk, memory, shared or {}
         self._products: Callable[[Net, Tensor, Tensor, dict[str, Any], Tensor], Products] | None = None
 
     @property
@@ -58,9 +61,10 @@ class Trace:
 
     def __call__(self, net: Net, x: Tensor, time: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """(output, traces [B, estimates] float64) at x [B, ...]; ``cond`` tensors that begin with B belong to the samples."""
+        net = functools.partial(net, **self._shared) if self._shared else net
         traces: list[Tensor] = []
         out: Tensor | None = None
-        with torch.set_grad_enabled(self.differentiable):
+        with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
             for first, tangents in self._tangents(x):
                 out, products = self._evaluate(net, x, time, cond, tangents)
                 if products.shape[1:] != x.shape:

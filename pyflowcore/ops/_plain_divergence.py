@@ -51,7 +51,10 @@ def trajectory_log_prob(
     x, y, shown = x0.clone(memory_format=torch.contiguous_format), None, 1.0
     count = 1 if probes is None else probes.shape[0]
     change = torch.zeros(x.shape[0], count, dtype=torch.float64, device=x.device)
-    slots, sums = [x] * _R["max_slots"], [change] * _R["max_slots"]  # one that is not written yet is never read
+    slots, sums = (
+        [x] * _R["max_slots"],
+        [change] * _R["max_slots"],
+    )  # one that is not written yet is never read
     for row, (record, evaluates) in enumerate(zip(table.tolist(), branches.tolist(), strict=True)):
         outs: list[Tensor] = []
         step = torch.zeros_like(change)

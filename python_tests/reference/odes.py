@@ -23,21 +23,28 @@ class Problem:
         cond = {name: value[i : i + 1] for name, value in self.cond.items()}
 
         def f(t, y):
-            return self.field(torch.from_numpy(y)[None], torch.tensor([t], dtype=torch.float64), **cond)[0].numpy()
+            return self.field(torch.from_numpy(y)[None], torch.tensor([t], dtype=torch.float64), **cond)[
+                0
+            ].numpy()
 
         return f
 
     def scipy(self, i, method, tolerance, times=None):
         """The end of sample i (or its states at times, transposed) and the evaluations that SciPy took."""
         found = solve_ivp(
-            self.alone(i), (0.0, self.end), self.x0[i].numpy(), method=method, rtol=tolerance, atol=tolerance, t_eval=times
+            self.alone(i),
+            (0.0, self.end),
+            self.x0[i].numpy(),
+            method=method,
+            rtol=tolerance,
+            atol=tolerance,
+            t_eval=times,
         )
         return (found.y[:, -1] if times is None else found.y.T), found.nfev
 
     @functools.cached_property
     def ends(self):
         return np.stack([self.scipy(i, "DOP853", 1e-13)[0] for i in range(len(self.x0))])
-
 
 
 def van_der_pol(x, t, mu):
@@ -62,7 +69,9 @@ def mixture(x, t):
     weight = torch.tensor([0.3, 0.2, 0.2, 0.2, 0.1], dtype=x.dtype)
     variance = t * t * 0.25**2 + (1 - t) ** 2
     away = [x - t[:, None] * m for m in mu]
-    logs = [w.log() - (d[:, 0] ** 2 + d[:, 1] ** 2) / (2 * variance) for w, d in zip(weight, away, strict=True)]
+    logs = [
+        w.log() - (d[:, 0] ** 2 + d[:, 1] ** 2) / (2 * variance) for w, d in zip(weight, away, strict=True)
+    ]
     most = logs[0]
     for log in logs[1:]:
         most = torch.maximum(most, log)
@@ -84,8 +93,10 @@ def problems():
     zero = torch.zeros_like(eccentric)
     orbit = torch.stack([1 - eccentric, zero, zero, ((1 + eccentric) / (1 - eccentric)).sqrt()], 1)
     return {
-        "van der Pol": Problem(van_der_pol, torch.tensor([[2.0, 0.0]], dtype=double).repeat(6, 1), 5.0, {"mu": mu}),
+        "van der Pol": Problem(
+            van_der_pol, torch.tensor([[2.0, 0.0]], dtype=double).repeat(6, 1), 5.0, {"mu": mu}
+        ),
         "Lorenz": Problem(lorenz, torch.randn(3, 3, generator=generator, dtype=double) * 5 + 10, 1.0, {}),
         "Kepler": Problem(kepler, orbit, 6.0, {}),
-        "mixture": Problem(mixture, torch.randn(4, 2, generator=generator, dtype=double), 1.0, {}),
+        "mixture": Problem(mixture, torch.randn(12, 2, generator=generator, dtype=double), 1.0, {}),
     }
