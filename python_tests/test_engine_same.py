@@ -1,4 +1,4 @@
-"""Gradients through the engine under hooks on saved tensors, and of modules that are not what they were when they were packed."""
+"""Gradients through the engine under hooks on saved tensors, and of modules that are not what was packed."""
 
 from __future__ import annotations
 

@@ -243,6 +243,18 @@ def test_plans_that_come_and_go_are_not_kept_for_ever():
     assert len(prepared._kept[field]) == prepared._MOST
 
 
+def test_scales_of_samples_are_prepared_once_by_their_values():
+    field, scale = fresh(3, 2), [2.0, 1.5]
+    sampler = pfc.Sampler(pfc.plan("heun", 4), pfc.CFG(scale))
+    given = {"x0": randn(2, 3), "cond": {"c": randn(2, 2, seed=1)}, "uncond": {"c": randn(2, 2, seed=2)}}
+    for second, count in ((1.5, 1), (1.5, 1), (3.0, 2)):
+        scale[1] = second
+        agree(*both(sampler, field, **given))
+        assert len(prepared._kept[field]) == count
+    with pytest.raises(ValueError, match=r"must be a number or have shape \[1\]"):
+        sampler(field, x0=randn(1, 3), cond={"c": randn(1, 2)}, uncond={"c": randn(1, 2)})
+
+
 class Warp:
     """A time map whose power may change."""
 

@@ -81,7 +81,7 @@ def prepared(call: Call, plan: Plan, x0: Tensor) -> Prepared:
     # By the call's own plan: one that was loaded meets its field's path anew at every call.
     key = (
         id(call.plan), x0.dtype, x0.device, field.sign, field.time is None, field.round_time, field.time_dtype,
-        *(() if numbers is None else (*numbers, len(call.several))),
+        *(() if numbers is None else (*numbers, len(call.several), len(x0))),
     )  # fmt: skip
     kept = _kept.get(field)
     found = None if kept is None else kept.get(key)
@@ -104,10 +104,13 @@ def prepared(call: Call, plan: Plan, x0: Tensor) -> Prepared:
 
 
 def _numbers(guidance: CFG, override: Scale | None) -> tuple[Any, ...] | None:
-    """What guidance is, if its scales are numbers."""
-    scales = (guidance.scale if override is None else override, *(guidance.weights or ()))
-    if any(isinstance(scale, bool) or not isinstance(scale, (int, float)) for scale in scales):
-        return None
+    """What guidance is, if its scales are numbers, or lists of a number for each sample; tensors and functions may change."""
+    scales: list[Any] = []
+    for scale in (guidance.scale if override is None else override, *(guidance.weights or ())):
+        scales.append(tuple(scale) if isinstance(scale, (list, tuple)) else scale)
+        values = scales[-1] if isinstance(scales[-1], tuple) else (scales[-1],)
+        if not all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in values):
+            return None
     return (
         *scales,
         guidance.weights is None,
