@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import branches, conditions, paths
-from .edits import Hook
+from .edits import Hook, check_known
 from .field import Field, as_field
 from .given_noise import Noise, as_noise
 from .guidance import CFG
@@ -98,6 +98,7 @@ def read_call(
     check_callable("hook", hook)
     check_callable("callback", callback)
     check_device(device)
+    check_known(mask, known, known_noise)
     facts = as_field(field)
     check_field(plan, facts)
     several, uncond, shared = mappings(cond, uncond, shared)

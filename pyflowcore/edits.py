@@ -14,7 +14,7 @@ from .given_noise import GivenNoise
 from .plans import Plan
 from .scales import seen
 
-__all__ = ["FRESH", "Hook", "Inpaint", "hook_edit", "inpaint_edit"]
+__all__ = ["FRESH", "Hook", "Inpaint", "check_known", "hook_edit", "inpaint_edit"]
 
 Hook = Callable[[int, float, Tensor], "Tensor | None"]
 Edit = Callable[[int], None]
@@ -68,14 +68,9 @@ class Inpaint:
     @staticmethod
     def of(mask: Tensor | None, known: Tensor | None, known_noise: str, state: Tensor) -> Inpaint | None:
         """From the call's arguments; None without a mask."""
-        if known_noise not in ("start", "fresh"):
-            raise ValueError(f"known_noise must be 'start' or 'fresh', got {known_noise!r}")
-        if mask is None and known is None:
-            return None
+        check_known(mask, known, known_noise)
         if mask is None or known is None:
-            raise ValueError(
-                f"{'mask' if mask is None else 'known'} is missing: mask and known come together"
-            )
+            return None
         for name, tensor in (("mask", mask), ("known", known)):
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
@@ -96,6 +91,14 @@ class Inpaint:
             mask = mask.to(dtype=state.dtype)
         whole = known.to(device=state.device, dtype=state.dtype).expand(state.shape)
         return Inpaint(mask.to(state.device), whole.contiguous(), known_noise == "fresh")
+
+
+def check_known(mask: Tensor | None, known: Tensor | None, known_noise: str) -> None:
+    """What can be refused before there is a state."""
+    if known_noise not in ("start", "fresh"):
+        raise ValueError(f"known_noise must be 'start' or 'fresh', got {known_noise!r}")
+    if (mask is None) != (known is None):
+        raise ValueError(f"{'mask' if mask is None else 'known'} is missing: mask and known come together")
 
 
 @torch.compiler.assume_constant_result

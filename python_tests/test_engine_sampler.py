@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import threading
+import weakref
 
 import pytest
 import torch
@@ -241,6 +243,91 @@ def test_plans_that_come_and_go_are_not_kept_for_ever():
     assert len(prepared._kept[field]) == prepared._MOST
 
 
+def test_scales_of_samples_are_prepared_once_by_their_values():
+    field, scale = fresh(3, 2), [2.0, 1.5]
+    sampler = pfc.Sampler(pfc.plan("heun", 4), pfc.CFG(scale))
+    given = {"x0": randn(2, 3), "cond": {"c": randn(2, 2, seed=1)}, "uncond": {"c": randn(2, 2, seed=2)}}
+    for second, count in ((1.5, 1), (1.5, 1), (3.0, 2)):
+        scale[1] = second
+        agree(*both(sampler, field, **given))
+        assert len(prepared._kept[field]) == count
+    with pytest.raises(ValueError, match=r"must be a number or have shape \[1\]"):
+        sampler(field, x0=randn(1, 3), cond={"c": randn(1, 2)}, uncond={"c": randn(1, 2)})
+
+
+class Warp:
+    """A time map whose power may change."""
+
+    power = 1.0
+
+    def __call__(self, t):
+        return t**self.power
+
+
+def test_a_time_map_is_asked_at_every_call():
+    warp = Warp()
+    field, sampler, x0 = fresh(time=warp), pfc.Sampler(pfc.plan("euler", 4)), randn(2, 3)
+    before = sampler(field, x0=x0)
+    warp.power = 3.0
+    one, other = both(sampler, field, x0=x0)
+    agree(one, other)
+    assert float((one - before).abs().max()) > 1e-3
+
+
+def test_a_time_map_that_is_learned_runs_in_the_loop():
+    power = torch.tensor(1.3, dtype=F64)
+    field, sampler, x0 = fresh(time=lambda t: t**power), pfc.Sampler(pfc.plan("heun", 3)), randn(2, 3)
+    power.requires_grad_()
+    assert sampler.explain(field, x0=x0).engine == "engine"
+    said = sampler.explain(field, x0=x0, enable_grad=True)
+    assert said.reasons == ("the field's time map has a gradient",)
+    sampler(field, x0=x0, enable_grad=True).square().sum().backward()
+    found = []
+    for h in (1e-6, -1e-6):
+        with torch.no_grad():
+            power += h
+            found.append(float(sampler(field, x0=x0).square().sum()))
+            power -= h
+    assert float(power.grad) == pytest.approx((found[0] - found[1]) / 2e-6, rel=1e-6)
+
+
+def test_what_is_prepared_keeps_nothing_alive():
+    """A field that its own time map refers to: a cycle, which the collector has to be able to see; and a plan."""
+
+    class Owner:
+        def __init__(self):
+            self.field = fresh(3, 2, time=self.warp)
+
+        def warp(self, t):
+            return 1.0 * t
+
+    owner, plan, guidance = Owner(), pfc.plan("euler", 2), pfc.CFG(2.0)
+    arguments = {"x0": randn(1, 3), "cond": {"c": randn(1, 2)}, "uncond": {"c": randn(1, 2, seed=1)}}
+    pfc.Sampler(plan, guidance)(owner.field, **arguments)
+    assert len(prepared._kept[owner.field]) == 1
+    plans, guidances, owners = weakref.ref(plan), weakref.ref(guidance), weakref.ref(owner)
+    del plan, guidance
+    gc.collect()
+    assert plans() is guidances() is None
+    del owner
+    gc.collect()
+    assert owners() is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"known": torch.ones(2, 3)}, "mask is missing"),
+        ({"mask": torch.ones(2, 3)}, "known is missing"),
+        ({"known_noise": "bogus"}, "known_noise must be 'start' or 'fresh', got 'bogus'"),
+    ],
+)
+def test_inpainting_that_is_not_complete_is_refused_in_both(arguments, said):
+    for field in (small(), hidden(small())):
+        with pytest.raises(ValueError, match=said):
+            pfc.Sampler(pfc.plan("euler", 2))(field, x0=randn(2, 3), **arguments)
+
+
 def test_threads_share_a_sampler_and_a_field():
     field, sampler = small(), pfc.Sampler(pfc.plan("euler_maruyama", 5))
     expected = [sampler(hidden(field), shape=(3,), seeds=[k, k + 1], dtype=F64) for k in range(8)]
@@ -286,7 +373,16 @@ def test_a_compiled_function_traces_the_loop(enable_grad):
     run = torch.compile(
         lambda x0: sampler(field, x0=x0, enable_grad=enable_grad), fullgraph=True, backend="eager"
     )
-    torch.testing.assert_close(run(randn(2, 3)), sampler(field, x0=randn(2, 3)), rtol=1e-12, atol=1e-12)
+    x0 = randn(2, 3).requires_grad_()
+    one, other = run(x0), sampler(field, x0=x0, enable_grad=enable_grad)
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert one.requires_grad == other.requires_grad == enable_grad
+    if enable_grad:
+        learned = [x0, *field.module.parameters()]
+        grads = [torch.autograd.grad(x.square().sum(), learned) for x in (one, other)]
+        for grad, wanted in zip(*grads, strict=True):
+            assert bool(wanted.any())
+            torch.testing.assert_close(grad, wanted, rtol=1e-10, atol=1e-12)
 
 
 def test_a_precision_that_the_cpu_does_not_have():

@@ -47,6 +47,12 @@ def test_a_fused_field_runs_in_the_engine():
     assert set(dict(said.parts)) == {"network", "time features", "rows"}
 
 
+def test_the_networks_arithmetic_is_named():
+    for dtype, said in ((torch.float32, "float32 exact"), (torch.float64, "float64 exact")):
+        parts = pfc.Sampler(PLAN).explain(small(), shape=(3,), batch=2, dtype=dtype).parts
+        assert dict(parts)["network"].endswith(f", {said}")
+
+
 def test_branches_and_evaluations():
     sampler = pfc.Sampler(pfc.plan("euler", 10), pfc.CFG(3.0, (0.25, 0.75), zero_until=0.15))
     said = sampler.explain(small(3, 2), cond=C, uncond=NULL)

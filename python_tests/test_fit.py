@@ -11,6 +11,7 @@ import pyflowcore as pfc
 from pyflowcore import bns
 from pyflowcore.fit import _learning
 from reference.fields import Mixture as NumpyMixture
+from reference.fused import hidden, small
 from reference.torch_fields import as_net, five, ring
 
 FIVE = five()
@@ -386,3 +387,19 @@ def test_without_gradients_around_it():
     with torch.no_grad():
         inside = fit(FIVE.of("velocity"))
     assert inside.plan == fit(FIVE.of("velocity")).plan
+
+
+def test_a_fused_field_is_fitted_as_the_same_field_in_the_loop():
+    """Its plans have a gradient while they are learned, so they are not for the engine, which gives none in coefficients."""
+    field = small(2, width=8, depth=2)
+    learned, plan = bns.unroll(pfc.plan("ab2", 3)), pfc.plan("ab2", 3)
+    learned.a.requires_grad_()
+    said = pfc.Sampler(_learning(plan, learned)).explain(field, shape=(2,), batch=2, enable_grad=True)
+    assert said.reasons == ("the plan's coefficients or times have a gradient",)
+    assert pfc.Sampler(plan).explain(field, shape=(2,), batch=2, enable_grad=True).engine == "engine"
+    settings = {"nfe": 3, "init": "ab2", "teacher": pfc.plan("rk4", 8), "samples": 16, "validation": 8, "iterations": 4,
+                "every": 2}  # fmt: skip
+    one, other = fit(field, **settings), fit(hidden(field), **settings)
+    assert one.history[-1][1] != one.history[0][1]
+    np.testing.assert_allclose(one.history, other.history, rtol=1e-9)
+    torch.testing.assert_close(one.plan.table, other.plan.table, rtol=1e-9, atol=1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 
 import pyflowcore as pfc
 from pyflowcore.network import forward
+from pyflowcore.ops import _plain_engine
 from reference.networks import small_network
 
 F64 = torch.float64
+R = pfc._core.record
 
 
 def tables(net, dtype=F64):
@@ -201,6 +204,22 @@ def with_entry(row, column, value):
         ("features", with_entry(0, 0, 7), ValueError, "features: a kind is none of 0 to 2"),
         ("table", lambda t: t[:, :9], ValueError, "table must be float64"),
         ("table", with_entry(0, 6, math.nan), ValueError, "table has a coefficient that is not finite"),
+        ("table", with_entry(0, R["b"] + 3, 1.0), ValueError, "row 0 reads slot 3, which no row before it writes"),
+        ("table", with_entry(1, R["e"], 1.0), ValueError, "row 1 reads slot 0, which no row before it writes"),
+        ("table", with_entry(0, R["store"], 99), ValueError, "row 0 stores into slot 99, allowed are -1 to"),
+        ("table", with_entry(0, R["draw"], -2), ValueError, "row 0 names draw -2, allowed are 0 to"),
+        ("params", lambda p: p[:0], ValueError, "params has 0 elements, layer 0 reads beyond them"),
+        ("layers", with_entry(0, 7, -1.0), ValueError, "reads beyond them"),
+        ("layers", with_entry(0, 7, 1e18), ValueError, "reads beyond them"),
+        ("layers", with_entry(1, 8, 1e300), ValueError, "reads beyond them"),
+        ("layers", with_entry(0, 0, 2**53), ValueError, r"layer 0 takes 9.0072e\+15 inputs, 8 come"),
+        ("layers", with_entry(0, 1, 513), ValueError, "layer 0 has 513 outputs, allowed are 1 to 512"),
+        ("layers", with_entry(0, 1, math.nan), ValueError, "layers has an entry that is not finite"),
+        ("layers", with_entry(1, 5, -1.0), ValueError, "layer 1 has activation"),
+        ("layers", with_entry(1, 4, math.nan), ValueError, "layers has an entry that is not finite"),
+        ("features", with_entry(0, 0, math.nan), ValueError, "features has an entry that is not finite"),
+        ("features", with_entry(0, 1, math.inf), ValueError, "features has an entry that is not finite"),
+        ("features", lambda t: t.repeat(999, 1), ValueError, "features has 2997 rows, at most"),
         ("times", lambda t: t.float(), ValueError, r"times must be float64 \[\d\] on the CPU"),
         ("times", lambda t: t[1:], ValueError, r"times must be float64"),
         ("branches", lambda b: b.int(), ValueError, "branches must be int64"),
@@ -219,6 +238,28 @@ def with_entry(row, column, value):
 def test_refusals(name, change, error, said):
     with pytest.raises(error, match=said):
         pfc.ops.trajectory(**arguments(**{name: change}))
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (with_entry(0, R["b"] + 3, 1.0), "row 0 reads slot 3, which no row before it writes"),
+        (with_entry(0, R["store"], 99), "row 0 stores into slot 99"),
+        (with_entry(0, R["store"], 0), None),
+    ],
+)
+def test_plain_pytorch_refuses_the_same_tables(table, said):
+    """Without the checks of pfc.ops, as a dispatched operator."""
+    g = arguments(table=table)
+    given = [g[name] for name in ("x0", "times", "cond", "params", "layers", "features", "table", "branches", "guidance",
+                                  "seeds")]  # fmt: skip
+    for run in (_plain_engine.trajectory, torch.ops.pyflowcore.trajectory):
+        with (
+            contextlib.nullcontext()
+            if said is None
+            else pytest.raises((ValueError, RuntimeError), match=said)
+        ):
+            run(*given, None)
 
 
 @pytest.mark.parametrize(

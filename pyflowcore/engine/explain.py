@@ -63,7 +63,8 @@ class Explanation:
 
 
 def obstacles(call: Call) -> tuple[str, ...]:
-    """Why a call runs in the loop; empty where the engine takes it. Nothing is looked at but the arguments."""
+    """Why a call runs in the loop; empty where the engine takes it. Nothing is evaluated but the time map, where its result may
+    have a gradient."""
 
     field, guidance = call.field, call.guidance
     if not isinstance(field, FusedField):
@@ -85,12 +86,22 @@ def obstacles(call: Call) -> tuple[str, ...]:
             found.append("guidance evaluates a second field")
         if guidance.by_sample:
             found.append("the weights of guidance depend on the samples")
+    if call.enable_grad and not torch.compiler.is_compiling():
+        if call.plan.table.requires_grad or call.plan.row_times.requires_grad:
+            found.append("the plan's coefficients or times have a gradient")
+        elif field.time is not None and _times_learn(call):
+            found.append("the field's time map has a gradient")
     dtype = _dtype(call)
     if field.dtype not in (None, dtype):
         found.append(f"the field's input is {field.dtype}, the state {dtype}")
     if (why := _without_kernels(_device(call))) is not None:
         found.append(why)
     return tuple(found)
+
+
+def _times_learn(call: Call) -> bool:
+    with torch.enable_grad():
+        return call.field.map_times(call.plan.row_times).requires_grad
 
 
 def _without_kernels(kind: str) -> str | None:
@@ -141,8 +152,10 @@ def _engine_parts(call: Call, kernels: str, guided: bool) -> _Parts:
     field = cast("FusedField", call.field)
     widths = [int(field.layers[0, 0]), *field.layers[:, 1].int().tolist()]
     inside = f"inside trajectory ({kernels})"
+    dtype = str(_dtype(call)).removeprefix("torch.")
+    precision = f"{dtype} exact" if field.precision == "float32" else field.precision
     parts = [
-        ("network", f"{inside}, {' -> '.join(map(str, widths))}, {field.precision}"),
+        ("network", f"{inside}, {' -> '.join(map(str, widths))}, {precision}"),
         ("time features", f"{inside}, {len(field.features)}, once a row"),
         ("rows", f"{inside}, state and {_counted(call.plan.slots, 'slot')}"),
     ]

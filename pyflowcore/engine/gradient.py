@@ -8,7 +8,7 @@ module there, one row at a time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,44 +17,71 @@ from .. import _core
 from ..conditions import map_tensors
 from ..ops.trajectory import point_is_state
 from .prepared import Fixed
+from .same import SameFunction, check_sources, own_tensors
 
 __all__ = ["differentiable"]
 
 _R = _core.record
+_HOLE = torch.empty(0)
 
 
 def differentiable(fixed: Fixed, x0: Tensor, branches: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-    """(samples, kept states), with gradients in x0, the conditions, the guidance scales and the module's parameters.
+    """(samples, kept states), with gradients in x0, the conditions, the guidance scales, and the module's parameters and
+    buffers.
 
     Args:
         branches: the keyword arguments of every branch; ``fixed.cond`` is made of them.
 
     Raises:
-        RuntimeError: the module's weights are not those that are packed.
+        RuntimeError: the module's weights are not those that are packed; in backward, that the module computes something else.
     """
-    module = fixed.field.module
     fixed.field.check_fresh()
-    given: list[Tensor] = []
-    for branch in branches:
-        map_tensors(branch, lambda tensor: given.append(tensor) or tensor)  # type: ignore[func-returns-value]
-    learned = {id(tensor): tensor for tensor in [*given, *module.parameters()] if tensor.requires_grad}
+    given: dict[int, Tensor] = {}
+    order: list[int] = []
+
+    def take(tensor: Tensor) -> Tensor:
+        given[id(tensor)] = tensor
+        order.append(id(tensor))
+        return _HOLE
+
+    hollow = [map_tensors(branch, take) for branch in branches]
+    number = {key: n for n, key in enumerate(given)}
+    own = own_tensors(fixed.field.module)
+    arguments = _Arguments(hollow, [number[key] for key in order], len(given), own)
     return _Trajectory.apply(  # type: ignore[no-untyped-call]
-        fixed, branches, x0, fixed.made.scales, *learned.values()
+        fixed, arguments, x0, fixed.made.scales, *given.values(), *own
     )
+
+
+class _Arguments(NamedTuple):
+    """What the module is called with, without the tensors, which autograd keeps: they may come back as others.
+
+    Attributes:
+        branches: the keyword arguments of every branch, empty tensors for tensors; ``places``: the number of each.
+        given: how many different tensors the conditions have.
+        own: the module's parameters and buffers, themselves: gradients are taken in them.
+    """
+
+    branches: list[dict[str, Any]]
+    places: list[int]
+    given: int
+    own: list[Tensor]
+
+    def filled(self, tensors: Sequence[Tensor]) -> list[dict[str, Any]]:
+        """The branches with these tensors."""
+        place = iter(self.places)
+        return [map_tensors(branch, lambda _: tensors[next(place)]) for branch in self.branches]
 
 
 class _Trajectory(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, fixed: Fixed, branches: list[dict[str, Any]], x0: Tensor, scales: Tensor | None, *learned: Tensor
+        ctx: Any, fixed: Fixed, arguments: _Arguments, x0: Tensor, scales: Tensor | None, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         x, states, points = fixed.trajectory(x0, True)
-        ctx.fixed, ctx.branches = fixed, branches
-        # All of the module is saved, so that autograd notices a weight or a condition that is written before backward.
-        module = fixed.field.module
-        others = [t for t in (*module.parameters(), *module.buffers()) if not t.requires_grad]
-        ctx.count = len(learned)
-        ctx.save_for_backward(points, scales, *learned, *others)
+        ctx.fixed, ctx.arguments = fixed, arguments
+        # All of them, so that autograd notices a weight or a condition that is written before backward.
+        ctx.save_for_backward(points, scales, *tensors)
         ctx.set_materialize_grads(False)
         return x, states
 
@@ -66,10 +93,14 @@ class _Trajectory(torch.autograd.Function):
                 "as the field it has"
             )
         points, scales, *saved = ctx.saved_tensors
-        sweep = _Sweep(ctx.fixed, ctx.branches, points, scales, saved[: ctx.count], ctx.needs_input_grad[3])
+        _, _, _, learns_scales, *learns = ctx.needs_input_grad
+        sweep = _Sweep(ctx.fixed, ctx.arguments, points, scales, saved, learns, learns_scales)
         if grad_x is None:
             grad_x = points.new_zeros(points.shape[1:])
-        return None, None, sweep.run(grad_x, grad_states), sweep.grad_scales, *sweep.gathered
+        grad_x0 = sweep.run(grad_x, grad_states)
+        sweep.same.check()
+        found = iter(sweep.gathered)
+        return None, None, grad_x0, sweep.grad_scales, *(next(found) if wanted else None for wanted in learns)
 
 
 class _Sweep:
@@ -78,24 +109,26 @@ class _Sweep:
     def __init__(
         self,
         fixed: Fixed,
-        branches: list[dict[str, Any]],
+        arguments: _Arguments,
         points: Tensor,
         scales: Tensor | None,
-        learned: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        learns: Sequence[bool],
         learns_scales: bool,
     ) -> None:
         self._fixed, self._points, self._scales = fixed, points, scales
         self.grad_scales = torch.zeros_like(scales) if learns_scales and scales is not None else None
-        # Conditions are the results of what came before; here they are leaves. Parameters stay, the module holds them.
-        parameters = {id(parameter) for parameter in fixed.field.module.parameters()}
-        self._leaves = [
-            tensor if id(tensor) in parameters else tensor.detach().requires_grad_() for tensor in learned
+        # Conditions are the results of what came before; here they are leaves. The module's own tensors stay.
+        given = [
+            tensor.detach().requires_grad_(wanted)
+            for tensor, wanted in zip(saved[: arguments.given], learns, strict=False)
         ]
-        leaf_of = {id(tensor): leaf for tensor, leaf in zip(learned, self._leaves, strict=True)}
-        self._branches = [
-            map_tensors(branch, lambda tensor: leaf_of.get(id(tensor), tensor)) for branch in branches
-        ]
-        self.gathered: list[Tensor | None] = [None] * len(learned)
+        every = [*given, *arguments.own]
+        self._leaves = [tensor for tensor, wanted in zip(every, learns, strict=True) if wanted]
+        self._branches = arguments.filled(given)
+        self.gathered: list[Tensor | None] = [None] * len(self._leaves)
+        self.same = SameFunction(fixed, arguments.own)
+        self._looked = False
 
     def run(self, state: Tensor, grad_states: Tensor | None) -> Tensor:
         """From the gradient of the samples to that of x0."""
@@ -147,7 +180,12 @@ class _Sweep:
             time = times[row].to(device=point.device, dtype=field.time_dtype or point.dtype)
             if field.time_shape == "batch":
                 time = time.expand(len(point))
-            outs = [field.net(shown, time, **branch) for branch in self._branches[:count]]
+            with torch.autocast(point.device.type, enabled=False):  # as the operator ran
+                outs = [field.net(shown, time, **branch) for branch in self._branches[:count]]
+        self.same.compare(row, shown.detach(), outs[0].detach())
+        if not self._looked:
+            self._looked = True
+            check_sources(outs, [point, *self._leaves])
         upstream = [grad] if count == 1 else self._mix(row, [out.detach() for out in outs], grad)
         at_point, *found = torch.autograd.grad(outs, [point, *self._leaves], upstream, allow_unused=True)
         for i, part in enumerate(found):

@@ -1,9 +1,9 @@
-"""What the engine needs besides a call's tensors; kept for each fused field, plan and guidance scale that is a number."""
+"""What the engine needs besides a call's tensors; kept for each fused field, plan and guidance of numbers."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -12,9 +12,11 @@ from ..branches import scales_of, without_branch
 from ..calls import Call
 from ..field import Field
 from ..fuse import FusedField
+from ..guidance import CFG
 from ..plans import Plan
 from ..program import program_of
 from ..row_times import cast_times
+from ..scales import Scale
 
 __all__ = ["Fixed", "Prepared", "prepared"]
 
@@ -33,7 +35,7 @@ class Prepared(NamedTuple):
         grid_rows: the rows that complete a step, int64.
         branches: int64 [rows]; ``most`` is the largest.
         scales: of guidance, or None.
-        held: objects whose identities are part of the key that this is kept under.
+        plan: whose identity is part of the key that this is kept under; it may hold functions, and these the field.
     """
 
     times: Tensor
@@ -42,7 +44,7 @@ class Prepared(NamedTuple):
     branches: Tensor
     most: int
     scales: Tensor | None = None
-    held: tuple[Any, ...] = ()
+    plan: ReferenceType[Plan] | None = None
 
 
 class Fixed(NamedTuple):
@@ -75,34 +77,45 @@ def prepared(call: Call, plan: Plan, x0: Tensor) -> Prepared:
     guidance = call.guidance if call.guided else None
     if guidance is None and scale is not None:
         _guided(call, plan, x0, field.sign)  # what it refuses
-    constant = guidance is not None and _is_constant(call)
+    numbers = None if guidance is None else _numbers(guidance, scale)
     # By the call's own plan: one that was loaded meets its field's path anew at every call.
     key = (
-        id(call.plan), x0.dtype, x0.device, field.sign, id(field.time), field.round_time, field.time_dtype,
-        *((id(guidance), scale, len(call.several)) if constant else ()),
+        id(call.plan), x0.dtype, x0.device, field.sign, field.time is None, field.round_time, field.time_dtype,
+        *(() if numbers is None else (*numbers, len(call.several), len(x0))),
     )  # fmt: skip
     kept = _kept.get(field)
     found = None if kept is None else kept.get(key)
-    if found is None:
+    if found is None or found.plan is None or found.plan() is not call.plan:
         # Ordinary tensors also where the first call is inside torch.inference_mode().
         with torch.inference_mode(False), torch.no_grad():
             found = _plain(field, plan, x0.dtype)
-            if constant:
+            if numbers is not None:
                 found = found._replace(**_guided(call, plan, x0, field.sign))
-        found = found._replace(held=(call.plan, guidance if constant else None, field.time))
+        found = found._replace(plan=ref(call.plan))
         # Built, then assigned: another thread sees one whole dictionary or the other.
-        _kept[field] = {**dict(list((kept or {}).items())[1 - _MOST :]), key: found}
-    if guidance is None or constant:
+        others = {other: made for other, made in (kept or {}).items() if other != key}
+        _kept[field] = {**dict(list(others.items())[1 - _MOST :]), key: found}
+    elif field.time is not None:
+        # A function's result may be another one at every call.
+        found = found._replace(times=cast_times(plan, field, x0.dtype).double())
+    if guidance is None or numbers is not None:
         return found
     return found._replace(**_guided(call, plan, x0, field.sign))
 
 
-def _is_constant(call: Call) -> bool:
-    """Whether the guidance scales are numbers."""
-    assert call.guidance is not None
-    scale = call.guidance.scale if call.guidance_scale is None else call.guidance_scale
-    return isinstance(scale, (int, float)) and all(
-        isinstance(w, (int, float)) for w in call.guidance.weights or ()
+def _numbers(guidance: CFG, override: Scale | None) -> tuple[Any, ...] | None:
+    """What guidance is, if its scales are numbers, or lists of a number for each sample; tensors and functions may change."""
+    scales: list[Any] = []
+    for scale in (guidance.scale if override is None else override, *(guidance.weights or ())):
+        scales.append(tuple(scale) if isinstance(scale, (list, tuple)) else scale)
+        values = scales[-1] if isinstance(scales[-1], tuple) else (scales[-1],)
+        if not all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in values):
+            return None
+    return (
+        *scales,
+        guidance.weights is None,
+        guidance.interval and tuple(guidance.interval),
+        guidance.zero_until,
     )
 
 

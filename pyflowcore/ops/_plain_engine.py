@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _core, _library
 from .. import network as packed
 from . import _plain
-from .trajectory import point_is_state
+from .trajectory import check_values, point_is_state
 
 _R = _core.record
 
@@ -28,12 +28,13 @@ def trajectory(
     precision: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     _plain._say(x0, "trajectory")
+    check_values(x0, cond, table, branches, guidance, seeds, keep_rows)
     batch = x0.shape[0]
     kept = set() if keep_rows is None else set(keep_rows.tolist())
     states: list[Tensor] = []
     points: list[Tensor] = []
     x, y, scale = x0.clone(memory_format=torch.contiguous_format), None, 1.0
-    slots = [x] * _R["max_slots"]  # one that is not written yet is never read
+    slots = [x] * _R["max_slots"]  # none is read before it is written
     for row, (record, count) in enumerate(zip(table.tolist(), branches.tolist(), strict=True)):
         outs: list[Tensor] = []
         if count:

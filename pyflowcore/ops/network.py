@@ -87,6 +87,9 @@ def check_network(
         raise TypeError(f"precision {PRECISIONS[precision]} is for float32 states, {name} is {x.dtype}")
     if torch.compiler.is_compiling():
         return  # a compiled function cannot look at the tables; the kernel does
+    for table_name, table in (("layers", layers), ("features", features)):
+        if not bool(torch.isfinite(table).all()):
+            raise ValueError(f"{table_name} has an entry that is not finite")
     if bool(((features[:, 0] < 0) | (features[:, 0] >= len(FEATURES))).any()):
         raise ValueError(f"features: a kind is none of 0 to {len(FEATURES) - 1}")
     dim = x[0].numel() if x.shape[0] else x.shape[1:].numel()

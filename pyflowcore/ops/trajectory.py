@@ -35,13 +35,38 @@ def _check_rows(name: str, tensor: Tensor, dtype: torch.dtype, rows: int | None 
         )
 
 
-def _check_values(
+def _check_slots(table: Tensor) -> None:
+    """Every slot is written before it is read, by a row that has a prediction and does not read it, as every draw is one."""
+    filled: set[int] = set()
+    most, draws = _R["max_slots"], _R["max_draws"]
+    for row, record in enumerate(table.tolist()):
+        read = {k for k in range(most) if record[_R["b"] + k] != 0.0 or record[_R["e"] + k] != 0.0}
+        if lacking := sorted(read - filled):
+            raise ValueError(f"table: row {row} reads slot {lacking[0]}, which no row before it writes")
+        if not -1.0 <= record[_R["store"]] < most:
+            raise ValueError(
+                f"table: row {row} stores into slot {record[_R['store']]:g}, allowed are -1 to {most - 1}"
+            )
+        for n in range(draws):
+            draw = record[_R["draw"] + n]
+            if (record[_R["s"] + n] != 0.0 or record[_R["r"] + n] != 0.0) and not 0 <= draw <= 2**32 - 1:
+                raise ValueError(f"table: row {row} names draw {draw:g}, allowed are 0 to 2^32 - 1")
+        store = int(record[_R["store"]])
+        if store in read:
+            raise ValueError(f"table: row {row} reads and writes slot {store} in place")
+        if store >= 0 and record[_R["evaluates"]] == 0.0:
+            raise ValueError(f"table: row {row} evaluates nothing and stores into slot {store}")
+        filled.add(store)
+
+
+def check_values(
     x0: Tensor, cond: Tensor | None, table: Tensor, branches: Tensor, guidance: Tensor | None, seeds: Tensor | None,
     keep_rows: Tensor | None,
 ) -> None:  # fmt: skip
     """What is seen only by looking at the tables."""
-    if not bool(torch.isfinite(table).all()):
-        raise ValueError("table has a coefficient that is not finite")
+    if not bool(torch.isfinite(table.to(x0.dtype)).all()):
+        raise ValueError(f"table has a coefficient that is not finite in {x0.dtype}")
+    _check_slots(table)
     rows, most = len(table), 0 if not len(branches) else int(branches.max())
     evaluates = table[:, _R["evaluates"]] != 0.0
     if most > MAX_BRANCHES or bool((branches < 0).any()):
@@ -139,7 +164,7 @@ def trajectory(
         if tensor is not None and tensor.device != x0.device:
             raise ValueError(f"{name} is on {tensor.device}, x0 is on {x0.device}")
     if not torch.compiler.is_compiling():
-        _check_values(x0, cond, table, branches, guidance, seeds, keep_rows)
+        check_values(x0, cond, table, branches, guidance, seeds, keep_rows)
     return torch.ops.pyflowcore.trajectory(
         x0, times, cond, params, layers, features, table, branches, guidance, seeds, keep_rows, keep_points, precision
     )  # fmt: skip
