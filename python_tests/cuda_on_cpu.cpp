@@ -4,10 +4,12 @@
 #include <type_traits>
 #include <vector>
 
+#include "../csrc/cpu/adaptive_kernel.hpp"
 #include "../csrc/cpu/combine_kernel.hpp"
 #include "../csrc/cpu/guide_kernel.hpp"
 #include "../csrc/cpu/interpolate_kernel.hpp"
 #include "../csrc/cpu/randn_kernel.hpp"
+#include "../csrc/cuda/adaptive.cuh"
 #include "../csrc/cuda/combine.cuh"
 #include "../csrc/cuda/guide.cuh"
 #include "../csrc/cuda/interpolate.cuh"
@@ -202,6 +204,76 @@ int pfc_test_guide(const GuideCall* call, int cuda) {
   const int kernel = wide ? cuda::dispatch_guide<double>(args, launch) : cuda::dispatch_guide<float>(args, launch);
   wide ? finish_guide<double>(args) : finish_guide<float>(args);
   return kernel;
+}
+
+struct AdaptiveCall {
+  int64_t batch, places, sample, slots, norm, max_nfe, row_count, step_count, state_dtype, out_dtype, inp_dtype,
+      t_dtype;
+  double sign;
+  const void* f;
+  void *x, *y, *inp, *t, *k;
+  double* clock;
+  int64_t* counts;
+  void* rows;
+  double* steps;
+  int64_t* running;
+  const int64_t* home;
+  const double *times, *table;
+  double* partial;
+};
+
+// One call of adaptive_: by the kernels of csrc/cuda, by the CPU's on whole samples (0), or by chunks (2).
+void pfc_test_adaptive(const AdaptiveCall* call, int how) {
+  AdaptiveArgs args;
+  args.batch = call->batch;
+  args.places = call->places;
+  args.sample = call->sample;
+  args.slots = call->slots;
+  args.norm = call->norm;
+  args.max_nfe = call->max_nfe;
+  args.row_count = call->row_count;
+  args.step_count = call->step_count;
+  args.state_dtype = static_cast<DType>(call->state_dtype);
+  args.out_dtype = static_cast<DType>(call->out_dtype);
+  args.inp_dtype = static_cast<DType>(call->inp_dtype);
+  args.t_dtype = static_cast<DType>(call->t_dtype);
+  args.sign = call->sign;
+  args.f = call->f;
+  args.x = call->x;
+  args.y = call->y;
+  args.inp = call->inp;
+  args.t = call->t;
+  args.k = call->k;
+  args.clock = call->clock;
+  args.counts = call->counts;
+  args.rows = call->rows;
+  args.steps = call->steps;
+  args.running = call->running;
+  args.home = call->home;
+  args.times = call->times;
+  args.table = call->table;
+  args.partial = call->partial;
+  const int64_t chunks = guide_chunks(args.sample);
+  if (how == 0) return cpu::adaptive(args, 0, args.places);
+  if (how == 2) {
+    cpu::adaptive_sums(args, 0, args.places * chunks);
+    cpu::adaptive_control(args, 0, args.places);
+    return cpu::adaptive_apply(args, 0, args.places * chunks);
+  }
+  const auto launch = []<class T>(std::type_identity<T>, const cuda::AdaptiveParams& params) {
+    std::vector<double> shared(cuda::kAdaptiveShared);
+    const int64_t tiles = cuda::adaptive_tiles(params);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      for_each_thread(1, [&](int64_t, int thread) { T(params, tile, thread).add(shared.data()); });
+      for_each_thread(1, [&](int64_t, int thread) { T::finish(params, tile, thread, shared.data()); });
+    }
+    for (int64_t place = 0; place < (params.args.places + 3) / 4 * 4; ++place)
+      *params.args.running -= cuda::AdaptiveDecision::run(params, place);
+    for_each_thread(tiles, [&](int64_t tile, int thread) { T(params, tile, thread).apply(); });
+    return 0;
+  };
+  args.state_dtype == DType::kFloat64 ? cuda::dispatch_adaptive<double>(args, launch)
+                                      : cuda::dispatch_adaptive<float>(args, launch);
 }
 
 // How often each element is a thread's in the walk of guide's first kernel, for one sample size.

@@ -77,10 +77,10 @@ def test_order_is_the_solvers(solver, order):
     exact = Mixture([[-1.0, 0.5], [1.0, 0.0]], 0.6)
     x1 = points(6, 2)
     errors = []
-    for steps in (24, 48):
+    for steps in (12, 24):
         value = pfc.log_prob(exact.of("velocity"), x1, plan=back(solver, steps)).value
         errors.append((value - mixture_density(exact).log_prob(x1)).abs().max().item())
-    assert errors[0] < 0.7
+    assert errors[0] < 1.5
     assert math.log2(errors[0] / errors[1]) >= order - 0.3, errors
 
 

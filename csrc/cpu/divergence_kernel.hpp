@@ -145,11 +145,13 @@ class DivergenceTile {
       const Layer& layer = net_.layer[0];
       S* to = tangent_[to_[0]];
       const int64_t panel = static_cast<int64_t>(net_.dim) * kPanel, width = padded_to_panel(layer.out);
-      for (int64_t r = 0; r < n * c; ++r) {
-        const S* column = params() + net_.x_weights() + (k + r % c) * kPanel;
-        for (int64_t j = 0; j < width; j += kPanel)
-          __builtin_memcpy(to + r * stride_ + j, column + j / kPanel * panel, sizeof(S) * kPanel);
-      }
+      S* row = to;
+      for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = 0; j < c; ++j, row += stride_) {
+          const S* column = params() + net_.x_weights() + (k + j) * kPanel;
+          for (int64_t p = 0; p < width; p += kPanel)
+            __builtin_memcpy(row + p, column + p / kPanel * panel, sizeof(S) * kPanel);
+        }
       bend(0, nullptr, 0, n * c, c, 0, width, to);
       for (int l = 1; l < last; ++l) run_layer(l, tangent_[to_[l - 1]], stride_, n * c, c);
     }
@@ -214,11 +216,17 @@ class DivergenceTile {
   }
 
   inline void scale_rows(const S* slope, int64_t row, int64_t count, int64_t c, int64_t elements, S* to) const {
+    // A division a row would cost a quarter of its products.
+    const S* by = slope + row / c * stride_;
+    int64_t left = c - row % c;
     for (int64_t r = 0; r < count; ++r) {
-      const S* by = slope + (row + r) / c * stride_;
       for (int64_t j = 0; j < elements; j += Wide<S>::kLanes) {
         S* z = to + r * stride_ + j;
         store_bytes(z, load_bytes<Native<S>>(z) * load_bytes<Native<S>>(by + j), false);
+      }
+      if (--left == 0) {
+        by += stride_;
+        left = c;
       }
     }
   }
