@@ -283,3 +283,9 @@ def test_an_empty_batch_with_conditions():
         assert field(x, torch.zeros(()), c=torch.zeros(1, 3)).shape == (0, 2)
     assert field(x, torch.zeros(0), c=none).shape == (0, 2)
     assert pfc.Sampler(pfc.plan("euler", 2))(field, x0=x, cond={"c": none}).shape == (0, 2)
+
+
+def test_a_module_that_moves_its_inputs_to_a_device():
+    """To follow it, everything is on the CPU, wherever the module says that it is."""
+    for device in ("meta", torch.device("meta")):
+        pfc.fuse(Steps(lambda m, v, device=device: v.to(device)))

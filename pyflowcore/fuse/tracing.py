@@ -65,8 +65,8 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 class InFloat64(TorchFunctionMode):
-    """While it lasts, casts of float64 tensors to another float dtype do nothing: many modules round the time to float32 to
-    make its sines, which is a fact about how they compute, not about what. Casts to integers are done."""
+    """While it lasts, casts of float64 tensors to another float dtype or device do nothing: many modules round the time to
+    float32 to make its sines, which is a fact about how they compute, not about what. Casts to integers are done."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -77,7 +77,7 @@ class InFloat64(TorchFunctionMode):
             value = args[0]
             if value.dtype == torch.float64 and not isinstance(value, Traced):
                 wanted = target(name, args[1:], kwargs)
-                if wanted is not None and wanted.is_floating_point:
+                if wanted.is_floating_point if wanted is not None else name == "to":  # or to a device alone
                     return value
         return func(*args, **kwargs)
 
