@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ACTIVATIONS", "FEATURES", "Dense", "Feature", "Network", "forward", "unpack"]
+__all__ = ["ACTIVATIONS", "FEATURES", "PRECISIONS", "Dense", "Feature", "Network", "forward", "unpack"]
 
 PANEL, MAX_LAYERS, MAX_WIDTH, MAX_INPUTS = 16, 34, 512, 1024
 
@@ -18,6 +18,10 @@ ACTIVATIONS = (
     "identity", "relu", "silu", "gelu", "gelu_tanh", "selu", "tanh", "softplus", "elu", "sigmoid", "leaky_relu",
 )  # fmt: skip
 FEATURES = ("linear", "sine", "cosine")
+
+# By their numbers for the operators: sums of products in the state's dtype; products of tf32 or bfloat16, summed in float32
+# (CUDA only).
+PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
 @dataclass(frozen=True)

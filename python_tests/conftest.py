@@ -66,3 +66,12 @@ def poison() -> Iterator[None]:
     yield
     torch.utils.deterministic.fill_uninitialized_memory = fill
     torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tests of many small steps, which gain nothing by more threads and would wait for them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

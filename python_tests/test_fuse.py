@@ -26,6 +26,8 @@ import pyflowcore as pfc
 from pyflowcore import network
 from pyflowcore.models.mlp import MLP
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:

@@ -11,6 +11,8 @@ import pyflowcore as pfc
 from pyflowcore.models.dit import DiT
 from pyflowcore.models.mlp import MLP
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def between(layer: nn.Module, width: int = 8) -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, width), layer, nn.SiLU(), nn.Linear(width, 2))

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 import pyflowcore as pfc
 from pyflowcore.models.mlp import MLP
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 F64 = torch.float64
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 import pyflowcore as pfc
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PAGE = Path(__file__).parents[1] / "docs" / "fused-fields.md"
 

@@ -30,7 +30,7 @@ def discover(
 ) -> tuple[Calling, Lowered]:
     """How the module is called, and its network."""
     if isinstance(module, MLP):
-        return _of_mlp(module, inputs, times)
+        return _of_mlp(module, inputs, sizes, labels, shape, times)
     style = style_of(module, inputs)
     conditions = [name for name in inputs if name not in ("x", "t")]
     guessed = {name for name in conditions if name not in sizes and name not in labels}
@@ -89,13 +89,29 @@ def _shapes_of(
     return [(dim,) for dim in dims[:_MOST_DIMS]] or [(1,)]
 
 
-def _of_mlp(module: MLP, inputs: Sequence[str], times: Tensor) -> tuple[Calling, Lowered]:
+def _of_mlp(
+    module: MLP,
+    inputs: Sequence[str],
+    sizes: Mapping[str, int],
+    labels: Sequence[str],
+    shape: Sequence[int] | None,
+    times: Tensor,
+) -> tuple[Calling, Lowered]:
     """models.MLP says everything itself; labels that are not given are its null class."""
     own = [name for name, there in (("y", module.num_classes), ("c", module.cond_dim)) if there]
     if unknown := [name for name in inputs if name not in ("x", "t", *own)]:
         raise ValueError(
             f"inputs has {', '.join(unknown)}, and this models.MLP takes x, t{''.join(f', {n}' for n in own)}"
         )
+    own_sizes = {"x": module.shape[0], "c": module.cond_dim}
+    for name, size in sizes.items():
+        if size != own_sizes.get(name):
+            is_ = f"{own_sizes[name]} of {name}" if name in own_sizes else f"{name} as labels"
+            raise ValueError(f"sizes[{name!r}] is {size}, and this models.MLP takes {is_}")
+    if wrong := [name for name in labels if name != "y"]:
+        raise ValueError(f"labels has {', '.join(wrong)}, and the labels of a models.MLP are y")
+    if shape is not None and tuple(shape) != module.shape:
+        raise ValueError(f"shape is {tuple(shape)}, and this models.MLP takes x of shape {module.shape}")
     calling = Calling(
         ("x", "t", *own), module.shape, 2, "batch", (("c", module.cond_dim),) if module.cond_dim else (),
         frozenset({"y"} if module.num_classes else ()), (("y", module.num_classes),) if module.num_classes else (),

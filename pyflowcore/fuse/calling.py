@@ -75,4 +75,26 @@ def style_of(module: nn.Module, inputs: Sequence[str]) -> str | int:
         return len(inputs)
     if len(positional) <= 1:
         return "joined"
-    return min(len(positional), len(inputs))
+    count = min(len(positional), len(inputs))
+    _check_order([p.name for p in positional], tuple(inputs), count)
+    return count
+
+
+def _check_order(parameters: Sequence[str], inputs: tuple[str, ...], count: int) -> None:
+    """Whether inputs that go by position are meant for parameters of other names.
+
+    A parameter x alone may be something else than the state (what was observed, say); t is the time.
+    """
+    apart = [name for i, name in enumerate(inputs[:count]) if name in parameters and parameters[i] != name]
+    if "t" not in apart and len(apart) < 2:
+        return
+    known = [name for name in parameters if name in inputs]
+    rest = [name for name in inputs if name not in parameters]
+    raise ValueError(
+        f"inputs is {inputs}, and forward takes ({', '.join(parameters)}): {' and '.join(apart)} would arrive in other places. "
+        + (
+            f"Give inputs={tuple(known)}"
+            if not rest and tuple(known) == tuple(parameters[: len(known)])
+            else "Give inputs in forward's order, the conditions by its names"
+        )
+    )

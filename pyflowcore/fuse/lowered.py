@@ -5,18 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import network
 from .calling import Calling
 from .errors import CannotFuse
 from .lowering import Condition, lower
-from .tracing import InFloat64, double_copy, trace
+from .tracing import InFloat64, check_buffers, double_copy, trace
 
 __all__ = ["Lowered", "check_structure", "lowered"]
 
 _POINTS = 16
-_TOLERANCE = 1e-9
+# Of an output's own size, and of the largest one's: what float64 leaves where large terms cancel.
+_TOLERANCE, _ROUNDING = 1e-9, 1e-12
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,11 @@ class Lowered:
             for tensor, was in ((now[name], self.weights[name]) for name in now)
         )
 
+    def classes(self, name: str) -> int | None:
+        """How many labels a condition may have: as many as its smallest table; None where none is looked up."""
+        tables = [block.table for block in self.conditions if block.name == name]
+        return min((len(table) for table in tables if table is not None), default=None)
+
     def condition(self, given: dict[str, Tensor], dtype: torch.dtype, device: torch.device) -> Tensor | None:
         """[B, C] from conditions [B, size] and labels [B]."""
         if not self.conditions:
@@ -78,7 +85,8 @@ class Lowered:
         for number, block in enumerate(self.conditions):
             value = given[block.name]
             if block.table is not None:
-                parts.append(self.table(number, dtype, device)[value.to(device)])
+                # Unlike an index, this does not take -1 for the last row, on any device.
+                parts.append(F.embedding(value.to(device), self.table(number, dtype, device)))
             else:
                 parts.append(value.to(device=device, dtype=dtype))
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0].contiguous()
@@ -107,6 +115,9 @@ def lowered(module: nn.Module, calling: Calling, times: Tensor, guessed: tuple[s
         _marks(module),
         {name: tensor.detach().clone() for name, tensor in tensors_of(module).items()},
     )
+    for name, _ in module.named_parameters():
+        if not bool(weights[name].isfinite().all()):
+            raise CannotFuse(name, "it has values that are not finite", allowed=False)
     found = _lowered(double_copy(module), calling, times, guessed)
     return replace(found, weights=weights, marks=marks)
 
@@ -129,11 +140,23 @@ def check_structure(module: nn.Module, calling: Calling, times: Tensor) -> None:
 
 
 def _lowered(module: nn.Module, calling: Calling, times: Tensor, guessed: tuple[str, ...] = ()) -> Lowered:
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     tape, output = trace(module, calling, guessed)
+    check_buffers(module, before)
     net, conditions = lower(tape, output)
     found = Lowered(net, conditions, net.layer_table(), net.feature_table())
+    # Its own constants are finite; products of them may not be.
+    if not all(bool(tensor.isfinite().all()) for tensor in _numbers(found)):
+        raise CannotFuse("the module", "the weights that follow from its own are not finite", allowed=False)
     _verify(module, calling, found, times)
+    check_buffers(module, before)
     return found
+
+
+def _numbers(found: Lowered) -> list[Tensor]:
+    layers = [tensor for layer in found.network.layers for tensor in (layer.weight, layer.bias)]
+    tables = [block.table for block in found.conditions]
+    return [tensor for tensor in (*layers, *tables, found.features) if tensor is not None]
 
 
 def _verify(module: nn.Module, calling: Calling, found: Lowered, times: Tensor) -> None:
@@ -143,14 +166,13 @@ def _verify(module: nn.Module, calling: Calling, found: Lowered, times: Tensor) 
     def noise(*shape: int) -> Tensor:
         return 1.5 * torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    tables = {block.name: len(block.table) for block in found.conditions if block.table is not None}
     spread = torch.rand(_POINTS, generator=generator, dtype=torch.float64)
     every = torch.cat([times, spread])
     runs = [(one, 4) for one in every[::4]] if calling.time == "scalar" else [(every, len(every))]
     for t, batch in runs:
         x = noise(batch, *calling.shape)
         given = {
-            name: torch.randint(tables.get(name, 1), (batch,), generator=generator)
+            name: torch.randint(found.classes(name) or 1, (batch,), generator=generator)
             if name in calling.labels
             else noise(batch, calling.size(name))
             for name in calling.conditions
@@ -165,12 +187,18 @@ def _verify(module: nn.Module, calling: Calling, found: Lowered, times: Tensor) 
             x.flatten(1), t.expand(batch), found.condition(given, torch.float64, x.device),
             found.params(torch.float64, x.device), found.layers, found.features,
         )  # fmt: skip
-        scale = float(want.abs().nan_to_num(posinf=0.0).max()) if want.numel() else 0.0
-        apart = (got - want).abs() > _TOLERANCE * (1 + scale)
-        if bool(apart.any()) or not bool((got.isfinite() == want.isfinite()).all()):
+        if not bool(want.isfinite().all()):
+            raise CannotFuse(
+                "the module", "its outputs at random points are not finite in float64", allowed=False
+            )
+        scales = want.abs().amax(dim=0)
+        allowed = _TOLERANCE * scales + _ROUNDING * (1 + scales.max())
+        # Whatever is not within the bound, NaN included.
+        if not bool(((got - want).abs() <= allowed).all()):
+            worst = int(((got - want).abs() / allowed).amax(dim=0).nan_to_num(posinf=0.0).argmax())
             raise CannotFuse(
                 "the module",
                 "it computes something that was not recognised: the fused network differs by "
-                f"{float((got - want).abs().max()):.3g} (of values up to {scale:.3g})",
+                f"{float((got - want)[:, worst].abs().max()):.3g} (of values up to {float(scales[worst]):.3g})",
             )
     found.cache.clear()

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from ..network import PRECISIONS
 from .calling import Calling
 from .lowered import Lowered
+from .skeleton import in_dtype
 
 __all__ = ["PRECISIONS", "FusedNet"]
-
-PRECISIONS = ("float32", "tf32", "bfloat16")  # by their numbers for the operators
 
 _network = torch.ops.pyflowcore.network.default
 
@@ -74,28 +74,23 @@ class FusedNet:
             if value.numel() not in (1, batch) or value.dim() > 2:
                 raise ValueError(f"{name} must hold one label a sample, [{batch}], got {list(value.shape)}")
             value = value.reshape(-1).long().expand(batch)
-            most = min(
-                len(block.table)
-                for block in self.lowered.conditions
-                if block.name == name and block.table is not None
-            )
-            if (
-                value.device.type == "cpu"
-                and batch
-                and not (int(value.min()) >= 0 and int(value.max()) < most)
-            ):
-                raise ValueError(
-                    f"{name} must be labels from 0 to {most - 1}, got {int(value.min())} to {int(value.max())}"
-                )
+            # A compiled function cannot look at values, and a GPU would be waited for: there the look-up itself refuses them.
+            if not torch.compiler.is_compiling() and value.device.type == "cpu" and batch:
+                self._check_labels(name, value)
             return value
         size = self.calling.size(name)
         if not value.is_floating_point():
             value = value.to(torch.get_default_dtype())
         if value.dim() == 1 and size == 1 and len(value) == batch:
             return value[:, None]
-        if value.dim() < 2 or value.shape[0] not in (1, batch) or value[0].numel() != size:
+        if value.dim() < 2 or value.shape[0] not in (1, batch) or value.shape[1:].numel() != size:
             raise ValueError(f"{name} must be [{batch}, {size}], got {list(value.shape)}")
         return value.reshape(value.shape[0], size).expand(batch, size)
+
+    def _check_labels(self, name: str, value: Tensor) -> None:
+        most, low, high = self.lowered.classes(name), int(value.min()), int(value.max())
+        if most is not None and not 0 <= low <= high < most:
+            raise ValueError(f"{name} must be labels from 0 to {most - 1}, got {low} to {high}")
 
     # ------------------------------------------------------------------------------------------------------ gradients
     def _differentiable(self, x: Tensor, t: Tensor, given: dict[str, Tensor]) -> bool:
@@ -126,24 +121,6 @@ class FusedNet:
 
     def _run(self, x: Tensor, t: Tensor, given: dict[str, Tensor]) -> Tensor:
         named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
-        floating = {name: tensor for name, tensor in named.items() if tensor.is_floating_point()}
-        if all(tensor.dtype == x.dtype for tensor in floating.values()):
+        if all(tensor.dtype == x.dtype for tensor in named.values() if tensor.is_floating_point()):
             return self.calling(self.module, x, t, given)
-        cast = {name: tensor.to(x.dtype) for name, tensor in floating.items()}
-        arguments = (self.module, x, t, given)
-        return torch.func.functional_call(_Called(self.calling, self.module), _under(cast), arguments[1:])
-
-
-class _Called(nn.Module):
-    """A module that is called as it wants."""
-
-    def __init__(self, calling: Calling, module: nn.Module) -> None:
-        super().__init__()
-        self.calling, self.module = calling, module
-
-    def forward(self, x: Tensor, t: Tensor, given: dict[str, Tensor]) -> Tensor:
-        return self.calling(self.module, x, t, given)
-
-
-def _under(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"module.{name}": tensor for name, tensor in named.items()}
+        return self.calling(in_dtype(self.module, x.dtype), x, t, given)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .casts import target
 from .traced import Context, Traced, as_constant, first_of, handles, lifted, want_embedding, want_labels
 
 _METHODS = (
@@ -96,7 +97,6 @@ def _broadcast(context: Context, *tensors: Any) -> tuple[Traced, ...]:
     "double",
     "half",
     "bfloat16",
-    "type_as",
     "cpu",
     "cuda",
     "requires_grad",
@@ -104,20 +104,31 @@ def _broadcast(context: Context, *tensors: Any) -> tuple[Traced, ...]:
     "pin_memory",
 )
 def _same(context: Context, value: Traced, *args: Any, **kwargs: Any) -> Traced:
-    """Casts count for nothing: the fused network is computed in its own dtype, float32 or float64."""
+    """Casts between float dtypes count for nothing: the fused network is computed in its own, float32 or float64."""
     return context.make(value.sample, value.atom, value.dtype)
 
 
-@handles("to", "type")
-def _to(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
+def _to(context: Context, name: str, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    wanted = target(name, args, kwargs)
     if not isinstance(value, Traced):  # a constant, to the dtype of a traced tensor
-        return value.to(torch.float64)
-    dtypes = [d for d in (*args, *kwargs.values()) if isinstance(d, torch.dtype)]
-    if any(d.is_complex for d in dtypes):
+        return value.to(torch.float64 if wanted is None or wanted.is_floating_point else wanted)
+    if wanted is None or wanted.is_floating_point:
+        return _same(context, value)
+    if wanted.is_complex:
         raise context.refuse("complex numbers")
-    if dtypes and not dtypes[0].is_floating_point:
+    if wanted in (torch.int32, torch.int64):
         return _long(context, value)
-    return context.make(value.sample, value.atom, value.dtype)
+    raise context.refuse(f"a cast to {wanted}")
+
+
+def _cast(name: str) -> None:
+    @handles(name)
+    def cast(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return _to(context, name, value, args, kwargs)
+
+
+for _name in ("to", "type", "type_as"):
+    _cast(_name)
 
 
 @handles("long", "int")

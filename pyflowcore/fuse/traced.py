@@ -38,6 +38,7 @@ class Context:
         self.tape = tape
         self.stack: list[str] = []
         self.guessed = set(guessed)
+        self.names: dict[int, str] = {}  # of the module's parameters and buffers, by their id
 
     @property
     def where(self) -> str:
@@ -154,10 +155,16 @@ def as_constant(context: Context, value: Any) -> Tensor:
     if isinstance(value, Tensor):
         if value.is_complex():
             raise context.refuse("complex numbers")
-        return value.detach().to(device="cpu", dtype=torch.float64)
-    if isinstance(value, complex):
+        found = value.detach().to(device="cpu", dtype=torch.float64)
+    elif isinstance(value, complex):
         raise context.refuse("complex numbers")
-    return torch.tensor(float(value), dtype=torch.float64)
+    else:
+        found = torch.tensor(float(value), dtype=torch.float64)
+    if not bool(found.isfinite().all()):
+        if name := context.names.get(id(value)):
+            raise CannotFuse(name, "it has values that are not finite", allowed=False)
+        raise context.refuse("a constant with values that are not finite", allowed=False)
+    return found
 
 
 def lifted(context: Context, value: Any) -> Traced:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,11 +13,12 @@ from torch.overrides import TorchFunctionMode
 
 from . import activations, by_hand, operations, shapes  # the handlers of torch functions
 from .calling import Calling
+from .casts import target
 from .errors import CannotFuse, WantsLabels, WantsSize
 from .tape import Tape
 from .traced import Context, Traced
 
-__all__ = ["InFloat64", "double_copy", "trace"]
+__all__ = ["InFloat64", "check_buffers", "double_copy", "trace"]
 
 _HANDLERS = (activations, by_hand, operations, shapes)
 
@@ -42,9 +43,30 @@ def double_copy(module: nn.Module) -> nn.Module:
     return found
 
 
+def check_buffers(module: nn.Module, before: Mapping[str, Tensor]) -> None:
+    """Refuses a module whose forward wrote its buffers: a fused network is the same at every call."""
+    now = dict(module.named_buffers())
+    for name, was in before.items():
+        tensor = now.get(name)
+        if tensor is not None and not isinstance(tensor, Traced) and _same(tensor, was):
+            continue
+        training = module.get_submodule(name.rpartition(".")[0]).training
+        raise CannotFuse(
+            name,
+            "forward writes this buffer, and a fused network is the same at every call"
+            + (": if that is a matter of training, call the module's eval() first" if training else ""),
+            allowed=False,
+        )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """The same values, NaN where NaN is."""
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
 class InFloat64(TorchFunctionMode):
-    """While it lasts, casts of float64 tensors to another float dtype do nothing: many modules round the time to float32 to
-    make its sines, which is a fact about how they compute, not about what."""
+    """While it lasts, casts of float64 tensors to another float dtype or device do nothing: many modules round the time to
+    float32 to make its sines, which is a fact about how they compute, not about what. Casts to integers are done."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -54,8 +76,8 @@ class InFloat64(TorchFunctionMode):
         if name in ("to", "float", "half", "bfloat16", "type", "type_as") and isinstance(args[0], Tensor):
             value = args[0]
             if value.dtype == torch.float64 and not isinstance(value, Traced):
-                wanted = [d for d in (*args[1:], *kwargs.values()) if isinstance(d, torch.dtype)]
-                if all(d.is_floating_point for d in wanted) and not any(isinstance(d, str) for d in args[1:]):
+                wanted = target(name, args[1:], kwargs)
+                if wanted.is_floating_point if wanted is not None else name == "to":  # or to a device alone
                     return value
         return func(*args, **kwargs)
 
@@ -99,6 +121,9 @@ def trace(module: nn.Module, calling: Calling, guessed: tuple[str, ...] = ()) ->
     """
     tape = Tape()
     context = Context(tape, guessed)
+    context.names = {
+        id(tensor): name for name, tensor in (*module.named_parameters(), *module.named_buffers())
+    }
     batch = _batch(module, calling)
 
     def given(

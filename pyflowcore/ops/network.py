@@ -8,14 +8,11 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from ..network import ACTIVATIONS, FEATURES, MAX_INPUTS, MAX_LAYERS, MAX_WIDTH, PANEL
+from ..network import ACTIVATIONS, FEATURES, MAX_INPUTS, MAX_LAYERS, MAX_WIDTH, PANEL, PRECISIONS
 
 _library.define(
     "network(Tensor x, Tensor t, Tensor? cond, Tensor params, Tensor layers, Tensor features, int precision=0) -> Tensor"
 )
-
-# By their numbers: float32 and float64 sums of products as they are; products of tf32 or bf16 summed in float32 (CUDA only).
-PRECISIONS = ("exact", "tf32", "bf16")
 
 
 def _check_table(name: str, table: Tensor, width: int) -> None:
@@ -108,7 +105,7 @@ def network(
         cond: [B, C] of x's dtype, or None for a network without conditions.
         params: the packed weights, flat, of x's dtype: ``Network.pack``.
         layers, features: float64 tables on the CPU: ``Network.layer_table()``, ``feature_table()``.
-        precision: 0 exact, 1 tf32, 2 bf16; the last two on CUDA, for float32.
+        precision: 0 float32 (exact: x's dtype), 1 tf32, 2 bfloat16; the last two on CUDA, for float32.
 
     Returns:
         A new tensor of x's shape and dtype. No gradient: ``pyflowcore.network.forward`` has one.
