@@ -139,6 +139,12 @@ REFUSED = {
         lambda: pfc.log_prob(pfc.fuse(Net(), ("x", "t", "y"), precision="tf32"), X, cond=COND),
         ["precision", "tf32", "CUDA"],
     ),
+    "precision of gradients": (
+        lambda: pfc.log_prob(
+            pfc.fuse(Net(), ("x", "t", "y"), precision="bfloat16"), X, cond=COND, enable_grad=True
+        ),
+        ["precision", "bfloat16", "CUDA"],
+    ),
 }
 
 

@@ -16,6 +16,7 @@ from ..plans import Plan
 from ..solving import Status
 from . import adaptive, fixed
 from .adaptive import Control
+from .arrivals import checked
 from .divergence import MEMORY, Trace
 from .fixed import check_plan
 from .fused import FusedTrace, fused_trace
@@ -36,10 +37,11 @@ class LogProb(_Density):
     """(value, stderr, nfe), a tuple of three, each per sample.
 
     Attributes:
-        value: [B] float64; nan of a sample whose solve did not arrive.
+        value: [B] float64; nan where the status is not SUCCESS, -inf outside the source's support.
         stderr: [B] float64: 0 where exact, nan of a single probe, which has no spread.
         nfe: [B] int64, evaluations of the field, each with its divergence.
-        status: [B] int64, numbers of ``pfc.Status``.
+        status: [B] int64, numbers of ``pfc.Status``: how the steps ended, and NON_FINITE also where the state at the last time,
+            the integral of the divergence or the source's density is not a number (state and integral: not finite).
         engine: what ran.
     """
 
@@ -105,7 +107,11 @@ def log_prob(
     four or five digits before the point.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what is allowed.
+        TypeError, ValueError: naming the argument, what came and what is allowed; a field that draws random numbers, or whose
+            output has no derivative in x though it changes with x.
+
+    Warns:
+        PyflowcoreWarning: samples without a density, counted by status; rtol below 1e-6 with a float32 state or network.
     """
     facts = as_field(field)
     way = _way(plan, Control(t, method, rtol, atol, max_nfe), backwards=True)
@@ -115,6 +121,7 @@ def log_prob(
         trace = _trace(facts, divergence, state, (named, same), None, chunk, memory, enable_grad)
         x0, change, nfe, status = _integrate(way, facts, state, named, trace)
         values = log_density(source, x0, _scale(facts, way))[:, None] + change
+        values, status = checked(values, x0, change, status)
         found = LogProb(*_summary(values, divergence), nfe)
     found.status, found.engine = status, _engine(way, trace)
     return found
@@ -167,6 +174,7 @@ def sample_with_log_prob(
         trace = _trace(facts, divergence, start, (named, same), keys, chunk, memory, enable_grad)
         x1, change, nfe, status = _integrate(way, facts, start, named, trace)
         values = log_density(source, start, _scale(facts, way))[:, None] - change
+        values, status = checked(values, x1, change, status)
         found = SampleWithLogProb(x1, *_summary(values, divergence), nfe)
     found.status, found.engine = status, _engine(way, trace)
     return found
@@ -249,7 +257,7 @@ def _trace(
     else:
         raise ValueError(f"divergence must be 'exact' or a pfc.Hutchinson, got {divergence!r}")
     cond, shared = arguments
-    if not enable_grad and (fused := fused_trace(field, x, {**cond, **shared}, probes)) is not None:
+    if (fused := fused_trace(field, x, {**cond, **shared}, probes, enable_grad)) is not None:
         return fused
     return Trace(probes, chunk=chunk, memory=memory, shared=shared, differentiable=enable_grad)
 

@@ -19,6 +19,7 @@ MEMORY = 2**26
 
 Net = Callable[..., Tensor]
 Products = tuple[Tensor, Tensor]
+Way = Callable[[Net, Tensor, Tensor, dict[str, Any], Tensor], Products]
 
 
 class Trace:
@@ -30,7 +31,11 @@ class Trace:
     - forward mode with ``torch.func.vmap`` over the tangents: the output itself is evaluated once a chunk;
     - forward mode on the batch repeated once per tangent: for fields that vmap cannot look into;
     - reverse mode, v^T J in place of J v, one backward pass per tangent: for fields with an operator without a forward
-      derivative (fused attention, a custom autograd function).
+      derivative (fused attention, a custom autograd function);
+    - nothing, for a field whose output stays the same at another x.
+
+    A way is passed over only for a RuntimeError that the field itself does not raise; a field that draws random numbers is
+    refused.
 
     Args:
         probes: [K, B, ...], held fixed; None for the exact trace, by unit tangents.
@@ -47,7 +52,7 @@ class Trace:
     ) -> None:  # fmt: skip
         self.probes, self.differentiable = probes, differentiable
         self._chunk, self._memory, self._shared = chunk, memory, shared or {}
-        self._products: Callable[[Net, Tensor, Tensor, dict[str, Any], Tensor], Products] | None = None
+        self._products: Way | None = None
 
     @property
     def estimates(self) -> int:
@@ -67,7 +72,7 @@ class Trace:
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
             for first, tangents in self._tangents(x):
                 out, products = self._evaluate(net, x, time, cond, tangents)
-                if products.shape[1:] != x.shape:
+                if out.shape != x.shape or products.shape[1:] != x.shape:
                     raise ValueError(
                         f"the field's output has shape {list(out.shape)}, expected {list(x.shape)}"
                     )
@@ -106,27 +111,58 @@ class Trace:
     def _evaluate(
         self, net: Net, x: Tensor, time: Tensor, cond: dict[str, Any], tangents: Tensor
     ) -> Products:
-        if self._products is not None:
-            return self._products(net, x, time, cond, tangents)
-        failures: list[Exception] = []
-        for way in (_mapped, _repeated, _reverse):
+        known = self._products
+        failures: dict[Way, Exception] = {}
+        for way in (*(() if known is None else (known,)), *(way for way in _WAYS if way is not known)):
             try:
                 result = way(net, x, time, cond, tangents)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # whatever a field's operator says that has no such derivative
-                failures.append(error)
+            # A RuntimeError is what PyTorch says of an operator that has no such derivative.
+            except (_NoDerivative, RuntimeError) as error:
+                if _of_memory(error):
+                    raise
+                if "random operation" in str(error):  # vmap's refusal
+                    raise ValueError(_RANDOM) from error
+                if not failures:
+                    _check_by_itself(net, x, time, cond)
+                failures[way] = error
                 continue
             self._products = way
             return result
-        # The last way asks least of the field: what it says is about the field itself.
-        raise failures[-1] from failures[0]
+        # Reverse mode asks least of the field: what it says is about the field itself.
+        raise failures[_reverse] from next(iter(failures.values()))
 
 
-_INDEPENDENT = (
-    "field: its output carries no derivative in x: it leaves PyTorch on its way (NumPy, detach()), or does not depend on x; "
-    "where it truly does not, add 0 * x"
+class _NoDerivative(ValueError):
+    """The field's output has no derivative in x."""
+
+
+_DETACHED = (
+    "field: its output carries no derivative in x, and yet changes with x: it leaves PyTorch on its way (NumPy, detach()); "
+    "compute it with PyTorch's operators, or in a torch.autograd.Function with a backward pass"
 )
+_RANDOM = (
+    "field: it draws random numbers, so two evaluations at one point differ, and it has no divergence: call eval() on a module "
+    "with Dropout in training mode; draw the numbers of torch.rand before, and pass them by cond"
+)
+
+
+def _of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return any(
+        words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory")
+    )
+
+
+def _check_by_itself(net: Net, x: Tensor, time: Tensor, cond: dict[str, Any]) -> None:
+    """Raises what the field raises without anything around it, and if its values at one point differ.
+
+    Beyond rounding: sums of a device may come in any order.
+    """
+    with torch.no_grad():
+        one, two = (net(x.detach(), time, **cond) for _ in range(2))
+    if not torch.allclose(one, two, rtol=1e-3, atol=1e-6, equal_nan=True):
+        raise ValueError(_RANDOM)
 
 
 def _mapped(net: Net, x: Tensor, time: Tensor, cond: dict[str, Any], tangents: Tensor) -> Products:
@@ -150,7 +186,7 @@ def _repeated(net: Net, x: Tensor, time: Tensor, cond: dict[str, Any], tangents:
         dual = forward_ad.make_dual(repeat(x), tangent)
         out, product = forward_ad.unpack_dual(net(dual, repeat(time), **map_tensors(cond, repeat)))
     if product is None:
-        raise ValueError(_INDEPENDENT)
+        raise _NoDerivative(_DETACHED)
     return out[:batch], product.reshape(count, *x.shape)
 
 
@@ -160,7 +196,7 @@ def _reverse(net: Net, x: Tensor, time: Tensor, cond: dict[str, Any], tangents: 
         at = x if differentiable and x.requires_grad else x.detach().requires_grad_()
         out = net(at, time, **cond)
         if not out.requires_grad:
-            raise ValueError(_INDEPENDENT)
+            raise _NoDerivative(_DETACHED)
         products = []
         for number, tangent in enumerate(tangents):
             (product,) = torch.autograd.grad(
@@ -168,13 +204,27 @@ def _reverse(net: Net, x: Tensor, time: Tensor, cond: dict[str, Any], tangents: 
                 retain_graph=differentiable or number + 1 < len(tangents), allow_unused=True,
             )  # fmt: skip
             if product is None:
-                raise ValueError(_INDEPENDENT)
+                raise _NoDerivative(_DETACHED)
             products.append(product)
     return (out if differentiable else out.detach()), torch.stack(products)
 
 
+def _constant(net: Net, x: Tensor, time: Tensor, cond: dict[str, Any], tangents: Tensor) -> Products:
+    """Of a field that does not use x, which is looked at anew in every evaluation: it may use x at another time."""
+    out = net(x, time, **cond)
+    with torch.no_grad():
+        # Another shift for each element, so that no period or symmetry of the field is met by chance.
+        shift = torch.arange(1, x.numel() + 1, dtype=torch.float64, device=x.device).sin().to(x.dtype)
+        other = net(torch.nan_to_num(x.detach()) + shift.reshape(x.shape), time, **cond)
+    if not torch.allclose(out.detach(), other, rtol=0.0, atol=0.0, equal_nan=True):
+        raise _NoDerivative(_DETACHED)
+    return out, x.new_zeros(()).expand(len(tangents), *x.shape)
+
+
+_WAYS = (_mapped, _repeated, _reverse, _constant)
 _NAMES = {
     "_mapped": "forward mode, vmap over tangents",
     "_repeated": "forward mode, batch repeated per tangent",
     "_reverse": "reverse mode, one backward pass per tangent",
+    "_constant": "no products, the field does not depend on x",
 }

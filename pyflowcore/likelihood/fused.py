@@ -65,14 +65,19 @@ class FusedTrace(Trace):
         return end, change
 
 
-def fused_trace(field: Field, x: Tensor, cond: dict[str, Any], probes: Tensor | None) -> FusedTrace | None:
-    """For a fused field where there are kernels, which is on the CPU; else None."""
-    if not isinstance(field, FusedField) or not _library.cpu.live or x.device.type != "cpu":
+def fused_trace(
+    field: Field, x: Tensor, cond: dict[str, Any], probes: Tensor | None, differentiable: bool
+) -> FusedTrace | None:
+    """For a fused field where there are kernels, which is on the CPU and without gradients; else None."""
+    if not isinstance(field, FusedField) or x.device.type != "cpu":
         return None
     if field.precision != "float32":
         raise ValueError(
-            f"field: precision={field.precision!r} is for CUDA, and the state is on {x.device}; fuse with 'float32'"
+            f"the field's precision is {field.precision!r}, which is for CUDA; the state is on the CPU, where the arithmetic "
+            "is that of the state's dtype (precision='float32')"
         )
+    if differentiable or not _library.cpu.live:
+        return None
     if x.shape[1:].numel() != field.dim:
         raise ValueError(f"x must have {field.dim} elements a sample, got {list(x.shape)}")
     return FusedTrace(field, field.condition(cond, len(x), x.dtype, x.device), probes)
