@@ -1,11 +1,7 @@
-// The engine by the tensor cores: tf32 and bf16 operands, float32 sums and states.
+// The engine by the tensor cores: bf16 operands, float32 sums and states.
 #include "engine_start.cuh"
 
 namespace pfc::cuda {
-
-cudaError_t engine_tf32(const EngineProgram& program, cudaStream_t stream) {
-  return start_engine_of<TF32Small, TF32Large>(program, stream);
-}
 
 cudaError_t engine_bfloat16(const EngineProgram& program, cudaStream_t stream) {
   return start_engine_of<BFloat16Small, BFloat16Large>(program, stream);
