@@ -40,8 +40,8 @@ class Problem:
     x0: Tensor
     times: Tensor
     method: str
-    rtol: Tensor
-    atol: Tensor
+    rtol: float | Tensor
+    atol: float | Tensor
     cond: dict[str, Any]
     max_nfe: int
     first_step: float
@@ -65,7 +65,7 @@ class Buffers:
         self.x = x0.detach().clone(memory_format=torch.contiguous_format)
         self.y = self.x.clone()
         self.times = problem.times.to(device)
-        self.table = TABLES[problem.method].to(device)
+        self.table = TABLES[problem.method]  # the operator's; it stays on the host
         self.slots = slots(problem.method, count > 2)
         self.k = x0.new_empty((batch, self.slots, *x0.shape[1:]))
         self.rows = x0.new_empty((count, *x0.shape))
@@ -74,8 +74,9 @@ class Buffers:
         self.counts = torch.zeros(batch, len(_COUNTS), dtype=torch.int64, device=device)
         for name, value in (("t", self.times[0]), ("error", 1.0), ("first", problem.first_step)):
             self.clock[:, _CLOCK.index(name)] = value
-        self.clock[:, _CLOCK.index("rtol")] = problem.rtol.to(device)
-        self.clock[:, _CLOCK.index("atol")] = problem.atol.to(device)
+        for name, tolerance in (("rtol", problem.rtol), ("atol", problem.atol)):
+            at = tolerance.to(device) if isinstance(tolerance, Tensor) else tolerance
+            self.clock[:, _CLOCK.index(name)] = at
         self.counts[:, _COUNTS.index("status")] = _plain_adaptive.UNFINISHED
         self.counts[:, _COUNTS.index("row")] = 1
         self.running = torch.full((1,), batch, dtype=torch.int64, device=device)
@@ -99,15 +100,17 @@ class Buffers:
             self.steps = torch.cat([self.steps, torch.empty_like(self.steps)], dim=1)
 
     def shrink(self, cond: dict[str, Any]) -> dict[str, Any]:
-        """Leaves the finished samples out of y, t, inp and the conditions."""
+        """Leaves the finished samples out of y, t and inp. The conditions of those left, out of cond, those of all samples:
+        what has a sample's share is decided by the length of the whole batch, once and for all."""
         home = torch.arange(len(self.x), device=self.x.device) if self.home is None else self.home
         kept = (self.counts[home, _COUNTS.index("status")] == _plain_adaptive.UNFINISHED).nonzero()[:, 0]
-        before = len(self.y)
-        self.home, self.y, self.t = home[kept], self.y[kept], self.t[kept]
+        batch = len(self.x)
+        left = home[kept]
+        self.home, self.y, self.t = left, self.y[kept], self.t[kept]
         self.inp = None if self.inp is None else self.inp[kept]
 
         def pick(value: Tensor) -> Tensor:
-            return value[kept.to(value.device)] if value.dim() > 0 and len(value) == before else value
+            return value[left.to(value.device)] if value.dim() > 0 and len(value) == batch else value
 
         return {name: conditions.map_tensors(value, pick) for name, value in cond.items()}
 
@@ -166,7 +169,9 @@ def run(problem: Problem) -> tuple[Buffers, int]:
         if left == 0:
             break
         if problem.compact and left is not None and left <= (1.0 - _SHRINK) * len(b.y):
-            cond = b.shrink(cond)
+            cond = b.shrink(problem.cond)
+            if not len(b.y):  # the number was an old one: all have finished since
+                break
     return b, done
 
 

@@ -6,12 +6,14 @@ import enum
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import conditions
 from ._library import PyflowcoreWarning
 from .adaptive_loop import Buffers, Problem, run, run_fused, why_not_fused
 from .field import Field, as_field
@@ -106,9 +108,11 @@ def solve(
         compact: the field is evaluated on the unfinished samples only: the batch shrinks, so everything that belongs to a
             sample must come through ``cond``, in tensors that begin with B.
         rounds: evaluate the field exactly this often and look at nothing, so that the solve can be captured in a graph;
-            samples that need more have the status UNFINISHED. Give t as a float64 tensor on x0's device then.
+            samples that need more have the status UNFINISHED. Give t as a float64 tensor on x0's device then, and
+            tolerances as numbers or on that device.
         enable_grad: x has a gradient, in x0, in the tensors of cond and in the field's parameters: the accepted steps are run
-            again with their lengths held constant. Memory: one state for each step.
+            again with their lengths held constant, in whatever grad mode. x is that run's: it may differ in the last bits from
+            what the same solve gives without. Memory: one state for each step.
         norm_elements: so many elements of the flattened sample count in the error; the rest come along. Default: all.
 
     Returns:
@@ -137,19 +141,25 @@ def solve(
             "times [B], or solve one sample at a time"
         )
     tolerances = [_tolerance(value, name, len(x0)) for value, name in ((rtol, "rtol"), (atol, "atol"))]
-    if x0.dtype == torch.float32 and seen(tolerances[0]) and bool((tolerances[0] < 1e-6).any()):
+    least = tolerances[0]
+    if isinstance(least, Tensor):
+        least = float(least.min()) if seen(least) and least.numel() else 1.0
+    if x0.dtype == torch.float32 and least < 1e-6:
         warnings.warn(
-            f"rtol is {float(tolerances[0].min()):g}, below what float32 resolves (1e-6): the steps will follow rounding "
+            f"rtol is {least:g}, below what float32 resolves (1e-6): the steps will follow rounding "
             "errors; give x0 in float64",
             PyflowcoreWarning,
             stacklevel=2,
         )
-    if isinstance(max_nfe, bool) or not isinstance(max_nfe, int) or max_nfe < 1:
-        raise ValueError(f"max_nfe must be a positive integer, got {max_nfe!r}")
+    if isinstance(max_nfe, bool) or not isinstance(max_nfe, int) or not 1 <= max_nfe < 2**62:
+        raise ValueError(f"max_nfe must be a positive integer below 2**62, got {max_nfe!r}")
     if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1):
         raise ValueError(f"rounds must be a positive integer or None, got {rounds!r}")
-    if first_step is not None and not (math.isfinite(first_step) and first_step > 0):
-        raise ValueError(f"first_step must be a positive number, got {first_step!r}")
+    if first_step is not None:
+        if not _is_number(first_step):
+            raise TypeError(f"first_step must be a number or None, got {type(first_step).__name__}")
+        if not (math.isfinite(first_step) and first_step > 0):
+            raise ValueError(f"first_step must be a positive number, got {first_step!r}")
     if enable_grad and rounds is not None:
         raise ValueError("enable_grad=True needs to know the accepted steps, which rounds=N never asks")
     if compact and rounds is not None:
@@ -157,19 +167,45 @@ def solve(
     if cond is not None and not isinstance(cond, dict):
         raise TypeError(f"cond must be a dict of the field's keyword arguments, got {type(cond).__name__}")
     sample = x0[0].numel() if len(x0) else 0
+    if norm_elements is not None and (isinstance(norm_elements, bool) or not isinstance(norm_elements, int)):
+        raise TypeError(f"norm_elements must be an integer or None, got {norm_elements!r}")
     if norm_elements is not None and not 1 <= norm_elements <= sample:
         raise ValueError(f"norm_elements must lie in 1..{sample}, got {norm_elements}")
     problem = Problem(
-        made, x0, times, method, tolerances[0], tolerances[1], cond or {}, max_nfe, first_step or 0.0, compact, rounds,
+        made, x0, times, method, tolerances[0], tolerances[1], cond or {}, max_nfe,
+        0.0 if first_step is None else float(first_step), compact, rounds,
         sample if norm_elements is None else norm_elements, record=enable_grad,
     )  # fmt: skip
     why = why_not_fused(problem)
-    with torch.no_grad():
-        buffers, done = run(problem) if why else (run_fused(problem), 0)
-    x = replay(problem, buffers) if enable_grad else _states(buffers)
+    if enable_grad:
+        # Whatever the caller's mode is; tensors made in inference mode have no gradient, their copies have.
+        with torch.inference_mode(False), torch.enable_grad():
+            problem = _ordinary(problem)
+            with torch.no_grad():
+                buffers, done = run(problem)
+            x = replay(problem, buffers)
+    else:
+        with torch.no_grad():
+            buffers, done = run(problem) if why else (run_fused(problem), 0)
+        x = _states(buffers)
     counts = {name: buffers.column(name) for name in ("status", "nfe", "accepted", "rejected")}
     engine = f"batched loop: {why}" if why else "one call"
     return Solution(x=x, t=times, reached=buffers.column("t"), rounds=done, engine=engine, **counts)
+
+
+def _ordinary(problem: Problem) -> Problem:
+    """The problem without tensors that were made in inference mode."""
+
+    def copy(value: Tensor) -> Tensor:
+        return value.clone() if value.is_inference() else value
+
+    def of(value: float | Tensor) -> float | Tensor:
+        return copy(value) if isinstance(value, Tensor) else value
+
+    return replace(
+        problem, x0=copy(problem.x0), times=copy(problem.times), rtol=of(problem.rtol), atol=of(problem.atol),
+        cond={name: conditions.map_tensors(value, copy) for name, value in problem.cond.items()},
+    )  # fmt: skip
 
 
 def _states(buffers: Buffers) -> Tensor:
@@ -208,10 +244,19 @@ def _times(t: Tensor | Sequence[float]) -> Tensor:
     return times
 
 
-def _tolerance(value: float | Tensor, name: str, batch: int) -> Tensor:
-    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+def _is_number(value: object) -> bool:
+    """NumPy's numbers are some."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _tolerance(value: float | Tensor, name: str, batch: int) -> float | Tensor:
+    if not isinstance(value, Tensor) and not _is_number(value):
         raise TypeError(f"{name} must be a number or a tensor [B], got {type(value).__name__}")
-    made = torch.as_tensor(value, dtype=torch.float64)
+    made = (
+        value.detach().double()
+        if isinstance(value, Tensor)
+        else torch.tensor(float(value), dtype=torch.float64)
+    )
     if made.dim() > 1 or (made.dim() == 1 and len(made) != batch):
         raise ValueError(f"{name} must be a number or have shape [{batch}], got {list(made.shape)}")
     least = made >= 0 if name == "rtol" else made > 0
@@ -219,4 +264,4 @@ def _tolerance(value: float | Tensor, name: str, batch: int) -> Tensor:
         raise ValueError(
             f"{name} must be {'at least 0' if name == 'rtol' else 'positive'} and finite, got {value!r}"
         )
-    return made
+    return made if isinstance(value, Tensor) else float(value)

@@ -111,3 +111,30 @@ def test_whole_solves(monkeypatch, method, times, dtype):
         for other in found[1:]:
             for part in PARTS:
                 assert torch.equal(getattr(found[0], part), getattr(other, part)), (shape, part)
+
+
+@pytest.mark.parametrize("which, at, value", [
+    ("counts", (1, 0), 10**9), ("counts", (1, 0), -(10**9)), ("counts", (1, 5), -(10**10)), ("counts", (1, 3), -(10**10)),
+    ("home", 1, 10**10), ("home", 1, -1), ("clock", (1, 2), float("nan")),
+])  # fmt: skip
+def test_what_leads_out_of_memory_is_left_alone(which, at, value):
+    """The host cannot look at a device's numbers: the other samples go on as ever, that one stays as it is."""
+    from test_ops_adaptive import arguments
+
+    torch.manual_seed(0)
+    good = arguments()
+    good[12] = torch.arange(3)
+    good[7][:, 0] = 2  # in the middle of a step
+    good[6][:, 1:3] = torch.tensor([0.1, 0.1], dtype=torch.float64)
+    good[5].copy_(torch.randn(good[5].shape))
+    bad = [one.clone() if isinstance(one, torch.Tensor) else one for one in good]
+    bad[{"counts": 7, "home": 12, "clock": 6}[which]][at] = value
+    before = [one.clone() if isinstance(one, torch.Tensor) else one for one in bad]
+    operator(1)(*good)
+    operator(1)(*bad)
+    others = torch.tensor([0, 2])
+    for place in (1, 2, 4, 7):
+        assert torch.equal(good[place][others], bad[place][others])
+    for place in (1, 2, 4, 5):
+        assert torch.equal(before[place][1], bad[place][1])
+    assert not torch.equal(before[2][0], bad[2][0])

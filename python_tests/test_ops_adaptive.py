@@ -118,7 +118,8 @@ def test_opcheck(out):
     (8, torch.zeros(2, 3, 5, dtype=torch.float64), r"rows must have shape \[times, B, ...\]"),
     (10, torch.zeros(1, dtype=torch.float64), "partial must be contiguous Double with at least 6"),
     (11, torch.zeros(3, 5, dtype=torch.float64), r"steps must have shape \[B, capacity, 2\]"),
-    (14, torch.zeros(5, 16, dtype=torch.float64), "table must be contiguous Double with at least 384"),
+    (14, torch.zeros(5, 16, dtype=torch.float64), "table must have 24 rows, got 5"),
+    (14, torch.zeros(24, 15, dtype=torch.float64), "table must be contiguous float64 of shape"),
     (15, 6, "norm_elements is 6, a sample has 5"),
 ])  # fmt: skip
 def test_refusals(which, value, message):
@@ -132,4 +133,80 @@ def test_home_is_checked():
     given = arguments()
     given[0], given[2] = given[0][:2], given[2][:2].clone()
     with pytest.raises(RuntimeError, match="home is missing: y has 2 samples, x has 3"):
+        torch.ops.pyflowcore.adaptive_(*given)
+
+
+PHASE, ACCEPTED, ROW, NFE, FACTS = 0, 3, 5, 2, 23
+
+
+def changed(tensor, at, value):
+    made = tensor.clone()
+    made[at] = value
+    return made
+
+
+HOSTILE = [
+    ("counts", (0, PHASE), 10**9, "sample 0 are of no solve .* phase 1000000000,"),
+    ("counts", (1, PHASE), -(10**9), "sample 1 are of no solve"),
+    ("counts", (2, PHASE), 16, "phase 16,"),
+    ("counts", (0, ROW), -(10**10), "row -10000000000,"),
+    ("counts", (0, ROW), 3, "row 3,"),
+    ("counts", (0, ACCEPTED), -(10**10), "accepted -10000000000,"),
+    ("counts", (0, NFE), -1, "nfe -1,"),
+    ("times", 1, float("nan"), "times must increase, or decrease"),
+    ("times", 2, float("nan"), "times must be finite"),
+    ("table", (FACTS, 0), -1e9, "table: row 23 has stages -1e\\+09"),
+    ("table", (FACTS, 0), float("nan"), "table: row 23 has stages"),
+    ("table", (FACTS, 1), 12.0, "table: row 23 has the deciding stage 12"),
+    ("table", (FACTS, 2), 4.0, "table: row 23 has extra stages 4"),
+    ("table", (FACTS, 3), 0.0, "table: row 23 has order 0"),
+    ("table", (FACTS, 4), 2e9, "table: row 23 has dense rows 2e\\+09"),
+    ("table", (3, 14), 1.0, "table: row 3 has a weight in column 14, allowed are 3 columns"),
+    ("table", (17, 15), float("nan"), "table: row 17 has a weight in column 15"),
+]
+
+
+@pytest.mark.skipif(not _library.cpu.live, reason="the compiled kernels' checks")
+@pytest.mark.parametrize("which, at, value, message", HOSTILE)
+def test_numbers_that_lead_out_of_memory(which, at, value, message):
+    """Refused by both operators, before anything is written."""
+    place = {"counts": 7, "times": 13, "table": 14}[which]
+    given = arguments()
+    given[place] = changed(given[place], at, value)
+    before = given[1].clone()
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.pyflowcore.adaptive_(*given)
+    assert torch.equal(given[1], before)
+
+    fused = pfc.fuse(torch.nn.Linear(6, 5))
+    given = arguments()
+    given[place] = changed(given[place], at, value)
+    _, x, _, _, _, _, clock, counts, rows, _, _, _, _, times, table, *_ = given
+    tables = fused.params(x.dtype), fused.layers, fused.features
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.pyflowcore.network_solve_(
+            x, clock, counts, rows, None, *tables, times, table, 17, 5, 1000, 1.0
+        )
+
+
+@pytest.mark.skipif(not _library.cpu.live, reason="the compiled kernels' checks")
+def test_a_time_beyond_the_last():
+    """Rows would be written that are not there to be made."""
+    for value in (2.0, float("nan")):
+        given = arguments(times=(0.0, 1.0))
+        given[7][0, PHASE] = 12
+        given[6][0, 2] = value
+        with pytest.raises(RuntimeError, match="sample 0 are of no solve"):
+            torch.ops.pyflowcore.adaptive_(*given)
+
+
+@pytest.mark.skipif(not _library.cpu.live, reason="the compiled kernels' checks")
+@pytest.mark.parametrize("home, message", [
+    ([10**10, 0, 1], "home is 10000000000 at 0, allowed are 0 to 2"), ([0, -1, 1], "home is -1 at 1"),
+    ([0, 1, 0], "home is 0 twice"),
+])  # fmt: skip
+def test_home_names_each_sample_once(home, message):
+    given = arguments()
+    given[12] = torch.tensor(home)
+    with pytest.raises(RuntimeError, match=message):
         torch.ops.pyflowcore.adaptive_(*given)

@@ -149,7 +149,11 @@ def test_budget(method):
 def test_underflow():
     """dx/dt = x^2 from 1 ends at t = 1; a finite field, so it is the tolerance that fails."""
     found = pfc.solve(
-        lambda x, t: torch.clamp(x * x, max=1e300), torch.ones(1, 1, dtype=torch.float64), [0.0, 2.0]
+        lambda x, t: torch.clamp(x * x, max=1e300),
+        torch.ones(1, 1, dtype=torch.float64),
+        [0.0, 2.0],
+        rtol=1e-6,
+        atol=1e-6,
     )
     assert int(found.status) == pfc.Status.UNDERFLOW and abs(float(found.reached) - 1.0) < 1e-6
 
@@ -296,7 +300,12 @@ X = torch.ones(2, 3)
     ({"atol": 0.0}, ValueError, "atol must be positive and finite"),
     ({"atol": torch.ones(3)}, ValueError, r"atol must be a number or have shape \[2\], got \[3\]"),
     ({"rtol": "1"}, TypeError, r"rtol must be a number or a tensor \[B\], got str"),
-    ({"max_nfe": 0}, ValueError, "max_nfe must be a positive integer, got 0"),
+    ({"max_nfe": 0}, ValueError, r"max_nfe must be a positive integer below 2\*\*62, got 0"),
+    ({"max_nfe": 2**70}, ValueError, "max_nfe must be a positive integer below"),
+    ({"first_step": "a"}, TypeError, "first_step must be a number or None, got str"),
+    ({"first_step": True}, TypeError, "first_step must be a number or None, got bool"),
+    ({"norm_elements": 1.5}, TypeError, "norm_elements must be an integer or None, got 1.5"),
+    ({"norm_elements": True}, TypeError, "norm_elements must be an integer or None, got True"),
     ({"rounds": 2.5}, ValueError, "rounds must be a positive integer or None, got 2.5"),
     ({"rounds": 5, "compact": True}, ValueError, "compact=True needs to know"),
     ({"rounds": 5, "enable_grad": True}, ValueError, "enable_grad=True needs to know"),

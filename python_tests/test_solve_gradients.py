@@ -127,3 +127,98 @@ def test_of_a_fused_field():
     plain = pfc.solve(lambda x, t: net(torch.cat([x, t[:, None]], 1)), x0, [0.0, 1.0], enable_grad=True)
     (wanted,) = torch.autograd.grad(plain.x[-1].square().sum(), net[0].weight)
     torch.testing.assert_close(net[0].weight.grad, wanted, rtol=1e-3, atol=1e-4)
+
+
+def net():
+    torch.manual_seed(0)
+    linear = torch.nn.Linear
+    return torch.nn.Sequential(linear(2, 8), torch.nn.Tanh(), linear(8, 2)).double()
+
+
+@pytest.mark.parametrize("where", ["start", "cond", "field"])
+def test_a_sample_that_is_not_finite_leaves_the_parameters_gradient(where):
+    """Shared parameters: their gradient is that of the other samples alone."""
+    module, good = net(), torch.tensor([0, 1, 3])
+    x0, c = torch.randn(4, 2, dtype=DOUBLE), torch.rand(4, dtype=DOUBLE)
+    if where == "start":
+        x0[2] = torch.nan
+    if where == "cond":
+        c[2] = torch.nan
+    if where == "field":
+        c[2] = -1.0
+
+    def velocity(x, t, c):
+        return module(x + torch.sqrt(c)[:, None])
+
+    found, right = (
+        pfc.solve(velocity, x0[at], [0.0, 0.4, 1.0], cond={"c": c[at]}, enable_grad=True)
+        for at in (torch.arange(4), good)
+    )
+    if (
+        where == "field"
+    ):  # beyond reach: the derivative itself is not finite there, and no other point is known
+        assert found.status[2] == pfc.Status.NON_FINITE
+        return
+    assert found.success.tolist() == [True, True, False, True]
+    gradients = [
+        torch.autograd.grad(x.square().sum(), list(module.parameters())) for x in (found.x[:, good], right.x)
+    ]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_the_log_densitys_gradient_with_a_start_that_is_not_finite():
+    module, x1 = net(), torch.randn(3, 2, dtype=DOUBLE)
+    right = pfc.log_prob(lambda x, t: module(x), x1[[0, 2]], enable_grad=True)
+    x1[1] = torch.nan
+    with pytest.warns(pfc.PyflowcoreWarning, match="1 of 3 samples did not arrive"):
+        found = pfc.log_prob(lambda x, t: module(x), x1, enable_grad=True)
+    gradients = [
+        torch.autograd.grad(value.sum(), list(module.parameters()), allow_unused=True)
+        for value in (found.value[[0, 2]], right.value)
+    ]
+    for one, other in zip(*gradients, strict=True):
+        if other is not None:
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+def test_whatever_the_grad_mode():
+    x0, w = start()
+    module = net()
+    made = {"x": pfc.solve(lambda x, t: module(x), x0, [0.0, 1.0], enable_grad=True).x}
+    with torch.no_grad():
+        made["no_grad"] = pfc.solve(lambda x, t: module(x), x0, [0.0, 1.0], enable_grad=True).x
+    with torch.inference_mode():
+        made["inside"] = pfc.solve(lambda x, t: module(x), x0, [0.0, 1.0], enable_grad=True).x
+        kept, cond = x0.clone(), {"w": w.clone()}
+    made["start"] = pfc.solve(lambda x, t: module(x), kept, [0.0, 1.0], enable_grad=True).x
+    assert pfc.solve(
+        lambda x, t, w: module(x * w), kept, [0.0, 1.0], cond=cond, enable_grad=True
+    ).x.requires_grad
+    gradients = [torch.autograd.grad(x.sum(), module[0].weight)[0] for x in made.values()]
+    for other in gradients[1:]:
+        assert torch.equal(gradients[0], other)
+
+
+def test_rows_cost_no_evaluations_nor_operators_of_their_own():
+    """The operators of a replay do not grow with the times inside its steps."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            Count.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    x0, w = start()
+    calls = []
+    for count in (11, 1001):
+        times = torch.linspace(0, 1, count, dtype=DOUBLE)
+        Count.calls = 0
+        with Count():
+            found = pfc.solve(field, x0, times, "tsit5", 1e-6, 1e-6, {"w": w}, enable_grad=True)
+        calls.append(Count.calls)
+        plain = pfc.solve(field, x0, times, "tsit5", 1e-6, 1e-6, {"w": w})
+        torch.testing.assert_close(found.x.detach(), plain.x, rtol=1e-12, atol=1e-12)
+    assert calls[1] < 1.5 * calls[0]

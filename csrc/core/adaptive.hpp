@@ -64,7 +64,7 @@ struct AdaptiveArgs {
   const int64_t* home = nullptr;  // a place's sample, or null: itself
   bool k_by_place = false;        // k is [places, slots, sample]
   const double* times = nullptr;  // [row_count]
-  const double* table = nullptr;  // method_record
+  const double* table = nullptr;  // method_record, host memory
   double* partial = nullptr;      // [places, chunks of a sample, 2]
 };
 
@@ -103,6 +103,23 @@ PFC_HD AdaptiveSums adaptive_sums_of(const Method& method, int64_t phase) {
 
 PFC_HD double size_of(double value) { return value < 0.0 ? -value : value; }
 PFC_HD bool is_finite(double value) { return value - value == 0.0; }
+// The unit in the last place of a normal number.
+PFC_HD double last_place(double value) {
+  return exact::bit_cast<double>(exact::bit_cast<int64_t>(value) & 0x7ff0000000000000) * 0x1p-52;
+}
+
+// Whether a running sample's records lead to no memory but the solve's: they are whatever the operator was given.
+PFC_HD bool adaptive_fits(const AdaptiveArgs& args, const Method& method, int64_t sample) {
+  const int64_t* counts = args.counts + sample * count_record::kWidth;
+  const double next = args.clock[sample * clock_record::kWidth + clock_record::kNext];
+  const double begin = args.times[0], end = args.times[args.row_count - 1];
+  const int64_t phase = counts[count_record::kPhase], row = counts[count_record::kRow];
+  const int64_t dense = method.stages() + method.extra();
+  if (phase < kProbe || phase > (args.slots > dense + 1 ? dense : method.stages())) return false;
+  if (row < 1 || row >= args.row_count) return false;
+  if (counts[count_record::kAccepted] < 0 || counts[count_record::kNfe] < 0) return false;
+  return phase <= 0 || (end > begin ? next <= end : next >= end);
+}
 
 // One sample's control. `clock` and `counts` are its records.
 struct AdaptiveControl {
@@ -116,8 +133,8 @@ struct AdaptiveControl {
   double stage_time;  // of the next evaluation
   int64_t action = 0;
 
-  PFC_HD AdaptiveControl(const AdaptiveArgs& args, int64_t sample)
-      : method{args.table},
+  PFC_HD AdaptiveControl(const AdaptiveArgs& args, const Method& table, int64_t sample)
+      : method{table},
         times(args.times),
         row_count(args.row_count),
         max_nfe(args.max_nfe),
@@ -205,12 +222,21 @@ struct AdaptiveControl {
     start(is_finite(d2) ? h : first);
   }
 
+  // The time whose last place limits a step: t, or near t = 0 a thousandth of the first step's trial size. A solve that
+  // starts at 0 may take steps as small as it needs, and one that cannot reach 0 does not approach it for ever.
+  PFC_HD double near() const {
+    const double span = size_of(end() - times[0]), first = clock[clock_record::kFirst];
+    double near = (first < span ? first : span) / 1024.0;
+    near = near > 1e-290 ? near : 1e-290;
+    const double t = size_of(clock[clock_record::kT]);
+    return t > near ? t : near;
+  }
+
   // Begins an attempt of a step of this size, or ends the sample.
   PFC_HD void start(double size) {
     using namespace clock_record;
-    const double t = clock[kT], span = size_of(end() - times[0]);
-    const double near = size_of(t) > span / 1024.0 ? size_of(t) : span / 1024.0;
-    if (size < 16.0 * (2.220446049250313e-16 * near))
+    const double t = clock[kT];
+    if (size < 16.0 * last_place(near()))
       return finish((counts[count_record::kFlags] & kNotFiniteLast) != 0 ? kNonFinite : kUnderflow);
     if (counts[count_record::kNfe] + method.stages() > max_nfe) return finish(kBudget);
     const double next = t + (forward() ? size : -size);
@@ -321,11 +347,16 @@ struct AdaptiveTerms {
   }
 };
 
-// An element's part of a norm, squared; V a float64 or a vector of them.
+// An element's part of a norm, squared; V a float64 or a vector of them. Squares of finite values stay finite: beyond kFar
+// it makes no difference how far. What is not finite gives no number.
+inline constexpr double kFar = 1e145;
 template <class V>
 PFC_HD V adaptive_square(V value, V size, double rtol, double atol) {
   const V ratio = value / (atol + rtol * size);
-  return ratio * ratio;
+  const V nothing = value - value, far = nothing + kFar;
+  const V distance = ratio < 0 ? -ratio : ratio;
+  const V near = distance > far ? far : distance;
+  return near * near + nothing;
 }
 
 }  // namespace pfc

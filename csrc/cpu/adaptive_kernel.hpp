@@ -246,7 +246,7 @@ PFC_INLINE int64_t adaptive_decision(const AdaptiveArgs& args, int64_t place, in
   const double* partial = args.partial + 2 * place * chunks;
   const double sum = summed ? joined_chunks(partial, chunks) : 0.0;
   const double sum3 = summed ? joined_chunks(partial + 1, chunks) : 0.0;
-  AdaptiveControl control(args, sample);
+  AdaptiveControl control(args, Method{args.table}, sample);
   const int64_t action = control.run(sum, sum3);
   if (action & kDoFinish)
     __atomic_fetch_sub(args.running, 1, __ATOMIC_RELAXED);

@@ -16,17 +16,20 @@ inline constexpr int kAdaptiveChunks = kThreads / kGuideLanes;   // of a block
 inline constexpr int kAdaptiveEach = kGuideChunk / kGuideLanes;  // elements of a thread
 inline constexpr int kAdaptiveShared = 2 * kAdaptiveChunks * kGuideLanes;
 
+// The method's table goes with the launch: args.table is the host's.
 struct AdaptiveParams {
   AdaptiveArgs args;
   Divider chunks;  // of a sample
   int64_t all;     // chunks of the places
+  double table[method_record::kRows * method_record::kColumns];
 };
 
 PFC_HD int64_t adaptive_sample(const AdaptiveArgs& args, int64_t place) {
   return args.home == nullptr ? place : args.home[place];
 }
 
-// What one thread does for its chunk.
+// What one thread does for its chunk. The host does not look at a device's numbers: a place of no sample, and a sample whose
+// records lead elsewhere, are left alone.
 template <class S, class Out>
 struct AdaptiveThread {
   struct V {
@@ -43,12 +46,16 @@ struct AdaptiveThread {
   int64_t* counts;
 
   PFC_HD AdaptiveThread(const AdaptiveParams& p, int64_t tile, int thread)
-      : args(p.args), method{p.args.table}, lane(thread % kGuideLanes), slot_of_chunk(thread / kGuideLanes) {
+      : args(p.args), method{p.table}, lane(thread % kGuideLanes), slot_of_chunk(thread / kGuideLanes) {
     chunk = tile * kAdaptiveChunks + slot_of_chunk;
     present = chunk < p.all;
     const int64_t at = present ? chunk : 0;
     place = p.chunks.quotient(at);
     sample = adaptive_sample(args, place);
+    if (sample < 0 || sample >= args.batch) {
+      present = false;
+      sample = 0;
+    }
     first = (at - place * p.chunks.divisor) * kGuideChunk + lane;
     clock = args.clock + sample * clock_record::kWidth;
     counts = args.counts + sample * count_record::kWidth;
@@ -112,7 +119,8 @@ struct AdaptiveThread {
     double one = 0.0, two = 0.0;
     const int64_t phase = counts[count_record::kPhase];
     const AdaptiveSums sums = adaptive_sums_of(method, phase);
-    if (present && sums != AdaptiveSums::kNone && counts[count_record::kStatus] == kUnfinished) {
+    if (present && sums != AdaptiveSums::kNone && counts[count_record::kStatus] == kUnfinished &&
+        adaptive_fits(args, method, sample)) {
       const double rtol = clock[clock_record::kRtol], atol = clock[clock_record::kAtol];
       const V f = value();
       if (sums != AdaptiveSums::kProbe) store<S>(args.k, slot(phase), f);
@@ -180,7 +188,8 @@ struct AdaptiveThread {
 
   PFC_HD void write_rows(int64_t row, const V& ends) const {
     const double from = clock[clock_record::kFrom], h = clock[clock_record::kStep], to = clock[clock_record::kT];
-    const int count = method.stages() + 1 + method.extra();
+    const int64_t every = method.stages() + 1 + method.extra();
+    const int count = static_cast<int>(every < args.slots ? every : args.slots);
     PFC_NO_UNROLL
     for (; row < counts[count_record::kRow]; ++row) {
       const double theta = (args.times[row] - from) / h;
@@ -237,19 +246,20 @@ struct AdaptiveDecision {
     const AdaptiveArgs& args = p.args;
     if (place >= args.places) return false;
     const int64_t sample = adaptive_sample(args, place);
+    if (sample < 0 || sample >= args.batch) return false;
     int64_t* counts = args.counts + sample * count_record::kWidth;
-    if (counts[count_record::kStatus] != kUnfinished) {
+    const Method method{p.table};
+    if (counts[count_record::kStatus] != kUnfinished || !adaptive_fits(args, method, sample)) {
       counts[count_record::kAction] = 0;
       return false;
     }
-    const Method method{args.table};
     double sum = 0.0, sum3 = 0.0;
     if (adaptive_sums_of(method, counts[count_record::kPhase]) != AdaptiveSums::kNone) {
       const double* partial = args.partial + 2 * place * p.chunks.divisor;
       sum = joined(partial, p.chunks.divisor);
       sum3 = joined(partial + 1, p.chunks.divisor);
     }
-    AdaptiveControl control(args, sample);
+    AdaptiveControl control(args, method, sample);
     if ((control.run(sum, sum3) & kDoFinish) != 0) return true;
     switch (args.t_dtype) {
       case DType::kFloat64: static_cast<double*>(args.t)[place] = control.stage_time; break;
@@ -268,7 +278,8 @@ inline int64_t adaptive_tiles(const AdaptiveParams& p) { return (p.all + kAdapti
 template <class S, class Launch>
 auto dispatch_adaptive(const AdaptiveArgs& args, Launch&& launch) {
   const int64_t chunks = guide_chunks(args.sample);
-  const AdaptiveParams p{args, make_divider(chunks), args.places * chunks};
+  AdaptiveParams p{args, make_divider(chunks), args.places * chunks, {}};
+  for (int i = 0; i < method_record::kRows * method_record::kColumns; ++i) p.table[i] = args.table[i];
   switch (args.out_dtype) {
     case DType::kFloat32: return launch(std::type_identity<AdaptiveThread<S, float>>{}, p);
     case DType::kFloat64: return launch(std::type_identity<AdaptiveThread<S, double>>{}, p);

@@ -29,12 +29,12 @@ void network_solve_(Tensor x, Tensor clock, Tensor counts, Tensor rows, Optional
   check_numbers(clock, place, ScalarType::Double, solve.batch * clock_record::kWidth, "clock");
   check_numbers(counts, place, ScalarType::Long, solve.batch * count_record::kWidth, "counts");
   check_numbers(times, place, ScalarType::Double, 2, "times");
-  check_numbers(table, place, ScalarType::Double, method_record::kRows * method_record::kColumns, "table");
   PFC_CHECK(!cond || cond->size(0) == solve.batch, "cond has ", cond ? cond->size(0) : 0, " rows, x has ", solve.batch,
             " samples");
   PFC_CHECK(norm_elements >= 0 && norm_elements <= solve.sample, "norm_elements is ", norm_elements, ", a sample has ",
             solve.sample);
-  check_slots(static_cast<const double*>(table.const_data_ptr()), slots, solve.row_count);
+  solve.table = check_method(table);
+  check_slots(solve.table, slots, solve.row_count);
   if (numel == 0) return;
   solve.slots = slots;
   solve.norm = norm_elements;
@@ -46,7 +46,8 @@ void network_solve_(Tensor x, Tensor clock, Tensor counts, Tensor rows, Optional
   solve.clock = static_cast<double*>(clock.mutable_data_ptr());
   solve.counts = static_cast<int64_t*>(counts.mutable_data_ptr());
   solve.times = static_cast<const double*>(times.const_data_ptr());
-  solve.table = static_cast<const double*>(table.const_data_ptr());
+  solve.places = solve.batch;
+  check_records(solve);
   int64_t running = solve.batch;
   solve.running = &running;
   const Tensor conditions = cond ? as_contiguous(*cond) : x;

@@ -22,7 +22,7 @@ POINT, TIME, ERROR, ERROR3, DENSE, FACTS = 0, 16, 17, 18, 19, 23
 STAGES, DECIDES, EXTRA, ORDER, DENSE_ROWS, TWO_ERRORS = range(6)
 
 SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
-LEAST_ERROR, LEAST_BEFORE = 1e-30, 1e-4
+LEAST_ERROR, LEAST_BEFORE, FAR, LEAST_NEAR = 1e-30, 1e-4, 1e145, 1e-290
 
 _LOG = (
     "0x1.5555555555555p-1", "0x1.9999999999a38p-2", "0x1.2492492476ba1p-2", "0x1.c71c72017a15cp-3",
@@ -69,6 +69,11 @@ def root(square: Tensor) -> Tensor:
 def over(a: Tensor, number: float) -> Tensor:
     """a / number: torch multiplies by the reciprocal of a number."""
     return a / torch.full_like(a, number)
+
+
+def last_place(value: Tensor) -> Tensor:
+    """The unit in the last place of positive normal float64."""
+    return (value.view(torch.int64) & 0x7FF0000000000000).view(torch.float64) * 2.0**-52
 
 
 def dense_weight(table: list[list[float]], facts: list[int], j: int, theta: Tensor) -> Tensor:
@@ -139,8 +144,11 @@ class _Call:
     def scale(self, samples: Tensor, size: Tensor) -> Tensor:
         return self.column("atol", samples)[:, None] + self.column("rtol", samples)[:, None] * size
 
-    def mean_square(self, ratio: Tensor) -> Tensor:
-        return over(ordered_sum(ratio * ratio), float(self.norm))
+    def mean_square(self, value: Tensor, scale: Tensor) -> Tensor:
+        """Of value / scale, each at most FAR; not finite where a value is not."""
+        nothing = value - value
+        near = torch.where((value / scale).abs() > FAR, FAR, (value / scale).abs())
+        return over(ordered_sum(near * near + nothing), float(self.norm))
 
     def seen(self, value: Tensor) -> Tensor:
         """The elements that count in norms."""
@@ -151,7 +159,7 @@ class _Call:
         self.k[samples, 0] = self.f[places]
         x, f = self.seen(self.x[samples]), self.seen(self.f[places])
         scale = self.scale(samples, x.abs())
-        d0, d1 = root(self.mean_square(x / scale)), root(self.mean_square(f / scale))
+        d0, d1 = root(self.mean_square(x, scale)), root(self.mean_square(f, scale))
         fine = torch.isfinite(d0) & torch.isfinite(d1)
         self.finish(samples[~fine], NON_FINITE)
         given = fine & (self.column("first", samples) > 0)
@@ -173,7 +181,7 @@ class _Call:
         f, before = self.seen(self.f[places]), self.seen(self.k[samples, 0])
         scale = self.scale(samples, self.seen(self.x[samples]).abs())
         first = self.column("first", samples)
-        d2 = root(self.mean_square((f - before) / scale)) / first
+        d2 = root(self.mean_square(f - before, scale)) / first
         d1 = self.column("slope", samples)
         largest = torch.where(d2 > d1, d2, d1)
         ratio = torch.clamp(torch.full_like(largest, 0.01) / largest, 1e-300, 1e300)
@@ -188,8 +196,8 @@ class _Call:
         t, end = self.column("t", samples), self.times[-1]
         forward = bool(end > self.times[0])
         span = (end - self.times[0]).abs()
-        near = torch.where(t.abs() > span / 1024.0, t.abs(), span / 1024.0)
-        small = size < 16.0 * (2.220446049250313e-16 * near)
+        least = torch.clamp(torch.minimum(self.column("first", samples), span) / 1024.0, min=LEAST_NEAR)
+        small = size < 16.0 * last_place(torch.maximum(t.abs(), least))
         flags = self.column("flags", samples)
         self.finish(samples[small & ((flags & NOT_FINITE_LAST) != 0)], NON_FINITE)
         self.finish(samples[small & ((flags & NOT_FINITE_LAST) == 0)], UNDERFLOW)
@@ -227,9 +235,9 @@ class _Call:
         begins, ends = self.seen(self.x[samples]).abs(), self.seen(ends)
         scale = self.scale(samples, torch.where(begins > ends.abs(), begins, ends.abs()))
         nothing = ends - ends  # a state that is not finite has no error
-        e5 = self.mean_square((self.seen(self.weighted(samples, ERROR)) + nothing) / scale)
+        e5 = self.mean_square(self.seen(self.weighted(samples, ERROR)) + nothing, scale)
         if self.facts[TWO_ERRORS]:
-            e3 = self.mean_square((self.seen(self.weighted(samples, ERROR3)) + nothing) / scale)
+            e3 = self.mean_square(self.seen(self.weighted(samples, ERROR3)) + nothing, scale)
             both = e5 + 0.01 * e3
             error = torch.where(both == 0, 0.0, e5 / root(both))
         else:
@@ -243,7 +251,7 @@ class _Call:
 
     def arrived(self, places: Tensor, samples: Tensor) -> None:
         """DOP853's evaluation at the end of a step that is good, if the field is finite there."""
-        bad = ~torch.isfinite(self.mean_square(self.seen(self.f[places]) * 0.0))
+        bad = ~torch.isfinite(ordered_sum(self.seen(self.f[places]) * 0.0))
         self.reject(places[bad], samples[bad], torch.full_like(self.column("h", samples[bad]), torch.nan))
         places, samples = places[~bad], samples[~bad]
         row = self.column("row", samples)
@@ -333,6 +341,12 @@ def adaptive_(
 ) -> None:  # fmt: skip
     batch = len(x)
     places = torch.arange(len(y), device=x.device)
+    written = (x, y, inp, t, k, clock, counts, rows, running, partial, steps)
+    if any(
+        one is not None and one.untyped_storage().data_ptr() == f.untyped_storage().data_ptr()
+        for one in written
+    ):
+        f = f.clone()  # a field may return its own argument
     values = f.to(x.dtype).reshape(len(y), -1)
     call = _Call(
         values if sign == 1.0 else values * sign, x.view(batch, -1), y.view(len(y), -1), t, k.view(*k.shape[:2], -1),
