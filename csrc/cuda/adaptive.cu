@@ -15,7 +15,8 @@ __global__ void __launch_bounds__(kThreads) adaptive_sums_kernel(const __grid_co
   T::finish(params, blockIdx.x, thread, shared);
 }
 
-__global__ void __launch_bounds__(kThreads) adaptive_control_kernel(const __grid_constant__ AdaptiveParams params) {
+// Two blocks a multiprocessor are said because ptxas, left to itself, aims for 40 registers on sm_80 and then needs a stack.
+__global__ void __launch_bounds__(kThreads, 2) adaptive_control_kernel(const __grid_constant__ AdaptiveParams params) {
   const int64_t place = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (AdaptiveDecision::run(params, place))
     atomicAdd(reinterpret_cast<unsigned long long*>(params.args.running), ~0ull);
