@@ -171,7 +171,7 @@ def test_the_log_densitys_gradient_with_a_start_that_is_not_finite():
     module, x1 = net(), torch.randn(3, 2, dtype=DOUBLE)
     right = pfc.log_prob(lambda x, t: module(x), x1[[0, 2]], enable_grad=True)
     x1[1] = torch.nan
-    with pytest.warns(pfc.PyflowcoreWarning, match="1 of 3 samples did not arrive"):
+    with pytest.warns(pfc.PyflowcoreWarning, match="1 of 3 samples have no density"):
         found = pfc.log_prob(lambda x, t: module(x), x1, enable_grad=True)
     gradients = [
         torch.autograd.grad(value.sum(), list(module.parameters()), allow_unused=True)
