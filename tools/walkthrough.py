@@ -44,6 +44,12 @@ def apply(kind: str, path: Path, anchor: str | None, text: str) -> None:
     )
 
 
+def edit(tree: Path, blocks: list[tuple[str, str, str, str]]) -> None:
+    """Every block but the last, in the page's order."""
+    for kind, path, anchor, text in blocks:
+        apply(kind, tree / path, anchor or None, text)
+
+
 def build(tree: Path) -> None:
     """Configures, compiles and installs the compiled parts into the tree, beside the Python files."""
     options = ["-G", "Ninja", "-DPYFLOWCORE_CUDA=OFF", f"-DPython_EXECUTABLE={sys.executable}"]
@@ -68,11 +74,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "pyflowcore"
         skip = shutil.ignore_patterns(".git", ".venv", "build", "dist", "outputs", "*.so", "__pycache__")
-        shutil.copytree(ROOT, tree, ignore=skip)
+        rehearsal = Path(folder) / "rehearsal"
+        for copy in (tree, rehearsal):
+            shutil.copytree(ROOT, copy, ignore=skip)
+        edit(rehearsal, blocks[:-1])  # a page out of step with the sources is told before the compiler has run
         build(tree)
         start = time.perf_counter()
-        for kind, path, anchor, text in blocks[:-1]:
-            apply(kind, tree / path, anchor or None, text)
+        edit(tree, blocks[:-1])
         build(tree)
         script = tree / "number.py"
         script.write_text(BOOTSTRAP.format(tree=str(tree)) + blocks[-1][3])
