@@ -14,12 +14,11 @@ namespace {
 template <class S>
 PFC_INLINE bool is_point_state(const double* rec) {
   using namespace record;
-  if (rec[kC] == 0.0 || rec[kCMinus1] != 0.0 || static_cast<S>(rec[kENew]) != S(0)) return false;
-  for (int k = 0; k < kMaxSlots; ++k)
-    if (static_cast<S>(rec[kE + k]) != S(0)) return false;
-  for (int n = 0; n < kMaxDraws; ++n)
-    if (static_cast<S>(rec[kR + n]) != S(0)) return false;
-  return true;
+  // Without a branch in the loops: this is asked of every row of every tile.
+  bool other = false;
+  for (int k = 0; k < kMaxSlots; ++k) other |= static_cast<S>(rec[kE + k]) != S(0);
+  for (int n = 0; n < kMaxDraws; ++n) other |= static_cast<S>(rec[kR + n]) != S(0);
+  return !other && rec[kC] != 0.0 && rec[kCMinus1] == 0.0 && static_cast<S>(rec[kENew]) == S(0);
 }
 
 template <class S>
