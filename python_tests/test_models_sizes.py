@@ -13,9 +13,7 @@ from pyflowcore.models.count import count, parameters
 def counted(name, **changes):
     with torch.device("meta"):
         model = models.named(name, **changes)
-        return count(
-            model, torch.empty(1, *model.shape), torch.empty(1), torch.empty(1, dtype=torch.int64)
-        )
+        return count(model, torch.empty(1, *model.shape), torch.empty(1), torch.empty(1, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(
@@ -70,7 +68,10 @@ def test_counts_against_formulas():
     assert found.normed == (2 * depth + 1) * tokens * width
     block = 4 * width**2 + 8 * width**2 + 6 * width**2 + (3 + 1 + 4 + 1 + 6) * width
     head = 2 * width**2 + 2 * width + width * 32 + 32
-    assert found.parameters == depth * block + head + 17 * width + 257 * width + (width + 1) * width + 1001 * width
+    assert (
+        found.parameters
+        == depth * block + head + 17 * width + 257 * width + (width + 1) * width + 1001 * width
+    )
 
 
 def test_counting_grows_with_the_batch_and_sees_convolutions():

@@ -74,7 +74,7 @@ def place(weights, config, n):
     if config["positions"] == "learned":
         return weights["positions"][n]
     if config["positions"] == "none":
-        return 0.0
+        return np.zeros(config["width"])
     row, column = divmod(n, config["size"] // config["patch"])
     half = config["width"] // 2
     return np.concatenate([*sincos(row, half), *sincos(column, half)])
@@ -93,9 +93,7 @@ def dit(weights, config, x, t, y=None, c=None):
     )
     tokens = tokens + np.stack([place(weights, config, n) for n in range(side * side)])
     sine, cosine = sincos(config["time_scale"] * t, config["time_dim"] or width)
-    steer = linear(
-        weights, "mix_time", silu(linear(weights, "embed_time", np.concatenate([cosine, sine])))
-    )
+    steer = linear(weights, "mix_time", silu(linear(weights, "embed_time", np.concatenate([cosine, sine]))))
     if y is not None:
         steer = steer + weights["embed_class.weight"][y]
     if c is not None:
