@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+import pyflowcore as pfc
 from pyflowcore import models
 from pyflowcore.models.dit import Attention
 from pyflowcore.models.feedforward import SwiGLU, make_feedforward
@@ -232,6 +233,20 @@ def test_a_condition_vector_steers():
     base = model(**given)
     assert (model(**given | {"c": given["c"] + 1}) - base).abs().max() > 1e-3
     assert (model(**given | {"y": (given["y"] + 1) % 3}) - base).abs().max() > 1e-3
+
+
+def test_guidance_over_a_condition_vector():
+    """Two Euler steps with guidance, by the sampler and by hand."""
+    model = small({"num_classes": 0, "cond_dim": 5}).double().requires_grad_(False)
+    x, c = inputs(model, dtype=torch.float64)["x"], torch.randn(3, 5, generator=generator(2))
+    none = torch.zeros_like(c)
+    sampler = pfc.Sampler(pfc.plan("euler", 2), guidance=pfc.CFG(3.0))
+    found = sampler(pfc.Field(model), x0=x, cond={"c": c}, uncond={"c": none})
+    for time in (0.0, 0.5):
+        t = torch.full((3,), time, dtype=torch.float64)
+        without = model(x, t, c=none)
+        x = x + 0.5 * (without + 3.0 * (model(x, t, c=c) - without))
+    torch.testing.assert_close(found, x, rtol=0, atol=1e-12 * x.abs().max().item())
 
 
 def test_outputs_beyond_the_channels_are_computed_and_dropped():
