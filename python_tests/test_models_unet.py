@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import pyflowcore as pfc
 from pyflowcore import models
-from pyflowcore.models.unet import SIZES
+from pyflowcore.models.count import count, parameters
 from pyflowcore.models.unet_blocks import Attention, Resample, ResBlock, group_norm
 
 
@@ -168,25 +168,47 @@ def test_it_is_a_field_with_guidance():
 
 
 # ------------------------------------------------------------------------------------------------------------- counts
-# What the published definitions hold: openai/guided-diffusion for ImageNet (its paper says 296 M and 554 M), torchcfm 1.0.7
-# and facebookresearch/flow_matching for CIFAR-10; with the velocity's three channels at the end (the first two also
-# learn a variance: six) and, for ImageNet, one row more of the class embedding, our null class.
+# What the published definitions hold: openai/guided-diffusion for ImageNet (its paper rounds to 296 M and 554 M), torchcfm
+# 1.0.7 and facebookresearch/flow_matching for CIFAR-10; the class embedding has one row more, the null class.
 @pytest.mark.parametrize(
     ("name", "published"),
     [
-        ("imagenet64", 295_899_267 + 4 * 192),
-        ("imagenet256", 553_831_171 + 4 * 256),
-        ("cifar10", 35_746_307),
-        ("cifar10-wide", 55_676_419),
+        ("ADM-64", 295_904_454 + 4 * 192),
+        ("ADM-256", 553_838_086 + 4 * 256),
+        ("CFM-CIFAR10", 35_746_307),
+        ("FM-CIFAR10", 55_676_419),
     ],
 )
-def test_parameter_counts_of_published_configurations(name, published):
+def test_parameters_of_published_sizes(name, published):
     with torch.device("meta"):
-        model = models.UNet(**SIZES[name])
-        x = torch.empty(2, *model.shape)
-        y = torch.zeros(2, dtype=torch.int64) if model.num_classes else None
-        assert model(x, torch.empty(2), y).shape == x.shape
-    assert sum(parameter.numel() for parameter in model.parameters()) == published
+        model = models.named(name)
+    assert isinstance(model, models.UNet) and parameters(model) == published
+
+
+def test_multiply_adds_of_a_published_size():
+    """Peebles & Xie 2023 say 1120 Gflops of ADM at 256 x 256, with a multiplication and its addition as one."""
+    with torch.device("meta"):
+        model = models.named("ADM-256")
+        found = count(model, torch.empty(1, 3, 256, 256), torch.empty(1), torch.empty(1, dtype=torch.int64))
+    assert round(found.multiply_adds / 1e9) == 1120
+
+
+def test_outputs_beyond_the_channels_are_dropped():
+    model = trained(small_unet(outputs=5))
+    x, t, y = inputs(2)
+    whole = []
+    model.out.register_forward_hook(lambda module, args, output: whole.append(output))
+    answer = model(x, t, y)
+    assert whole[0].shape == (2, 5, 8, 8) and torch.equal(answer, whole[0][:, :2])
+
+
+def test_the_time_is_scaled_before_its_sinusoids():
+    model = trained(small_unet())
+    own = models.UNet(**model.config | {"time_scale": 1.0}).eval()
+    own.load_state_dict(model.state_dict())
+    x, t, y = inputs(2)
+    torch.testing.assert_close(own(x, 1000 * t, y), model(x, t, y), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(own(x, t, y), model(x, t, y), atol=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------------------- pieces
@@ -322,6 +344,8 @@ def test_the_way_up_takes_the_way_down_in_reverse():
         (lambda: small_unet(attention=(3,)), r"attention must be some of the factors \[1, 2\]; got \[3\]"),
         (lambda: small_unet(dropout=1.0), r"dropout must be within \[0, 1\)"),
         (lambda: small_unet(dropout=float("nan")), r"dropout must be within \[0, 1\)"),
+        (lambda: small_unet(outputs=1), "outputs must be at least channels=2; got 1"),
+        (lambda: small_unet(time_scale=float("inf")), "time_scale must be finite"),
         (lambda: small_unet(resample="stride"), 'resample must be "block", "conv" or "pool"'),
         (lambda: small_unet()(torch.zeros(1, 1, 8, 8), torch.zeros(1)), r"x must be \[B, 2, H, W\]"),
         (lambda: small_unet()(torch.zeros(1, 2, 8, 7), torch.zeros(1)), "multiples of 2"),

@@ -1,8 +1,8 @@
 """A U-Net with class conditions, in plain PyTorch: the network of most published pixel-space models.
 
 After Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis" (NeurIPS 2021), section 3 and appendix I ("ADM"); with
-other settings it is the network of Ho et al. 2020 and of the flow models that were trained since. ``SIZES`` has published
-configurations.
+other settings it is the network of Ho et al. 2020 and of the flow models that were trained since. ``sizes.py`` knows the
+published sizes.
 """
 
 from __future__ import annotations
@@ -18,24 +18,6 @@ from torch import Tensor, nn
 from .embeddings import timestep_embedding
 from .labels import labels_or_null
 from .unet_blocks import Attention, Direction, Resample, ResBlock, Stage, group_norm
-
-_ADM = {"channels": 3, "num_classes": 1000}
-SIZES: dict[str, dict[str, Any]] = {
-    # Dhariwal & Nichol 2021, table 12; the model of flow_matching's ImageNet 64 example is the same as the first.
-    "imagenet64": {**_ADM, "size": 64, "width": 192, "multipliers": [1, 2, 3, 4], "blocks": 3,
-                   "attention": [2, 4, 8], "dropout": 0.1},
-    "imagenet256": {**_ADM, "size": 256, "width": 256, "multipliers": [1, 1, 2, 2, 4, 4], "blocks": 2,
-                    "attention": [8, 16, 32]},
-    # torchcfm's CIFAR-10 example (Tong et al. 2024), Ho et al. 2020 with heads: no classes, shifts alone.
-    "cifar10": {"size": 32, "channels": 3, "width": 128, "multipliers": [1, 2, 2, 2], "blocks": 2,
-                "attention": [2], "dropout": 0.1, "scale_shift": False, "resample": "conv"},
-    # flow_matching's CIFAR-10 example (Lipman et al. 2024), there without classes as well.
-    "cifar10-wide": {"size": 32, "channels": 3, "width": 128, "multipliers": [2, 2, 2], "blocks": 4,
-                     "attention": [2], "head_channels": 0, "dropout": 0.3, "resample": "pool"},
-    # 8 x 8 grey digits, for two CPU cores and a minute.
-    "digits": {"size": 8, "channels": 1, "width": 32, "multipliers": [1, 2], "blocks": 1, "attention": [2],
-               "head_channels": 32, "num_classes": 10},
-}  # fmt: skip
 
 
 class UNet(nn.Module):
@@ -61,6 +43,10 @@ class UNet(nn.Module):
         scale_shift: time and class scale and shift the second norm's output; False: they are added before that norm.
         resample: resolutions change by "block" (residual blocks), "conv" (a convolution) or "pool" (means and copies).
         groups: of the group norms; fewer where channels do not allow (``unet_blocks.group_norm``).
+        time_scale: what t is multiplied by before its sinusoids: 1000 here; the published networks have 1, and ADM's times run
+            from 0 to 999 of themselves.
+        outputs: channels that the last convolution computes; None: ``channels``. ``forward`` answers the first ``channels``
+            of them; what is over (the variances of the published ADM, ``2 * channels``) is computed and dropped.
 
     Raises:
         ValueError: if a size does not fit, or if x, t or y come in the wrong shape.
@@ -80,6 +66,8 @@ class UNet(nn.Module):
         scale_shift: bool = True,
         resample: Literal["block", "conv", "pool"] = "block",
         groups: int = 32,
+        time_scale: float = 1000.0,
+        outputs: int | None = None,
     ) -> None:
         super().__init__()
         sides = (size, size) if isinstance(size, int) else tuple(size)
@@ -96,10 +84,12 @@ class UNet(nn.Module):
             "scale_shift": scale_shift,
             "resample": resample,
             "groups": groups,
+            "time_scale": time_scale,
+            "outputs": outputs,
         }
         _check(self.config, sides)
         self.shape = (channels, *sides)
-        self.num_classes, self.width = num_classes, width
+        self.num_classes, self.width, self.time_scale = num_classes, width, time_scale
         self.factor = 2 ** (len(multipliers) - 1)
         self.cond = 4 * width
         self.embed_time = nn.Linear(width, self.cond)
@@ -127,7 +117,7 @@ class UNet(nn.Module):
                 wider = self._resample(now, "up") if level and stage == blocks else None
                 self.up.append(Stage(block, self._attention(level), wider))
         self.norm = group_norm(now, groups)
-        self.out = nn.Conv2d(now, channels, 3, padding=1)
+        self.out = nn.Conv2d(now, outputs or channels, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         assert self.out.bias is not None
         nn.init.zeros_(self.out.bias)
@@ -165,7 +155,7 @@ class UNet(nn.Module):
 
     def condition(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         """What steers every block, [B, 4 * width] in x's dtype: an embedding of the time, and one of the class added."""
-        phases = timestep_embedding(t, self.width).to(x.dtype)
+        phases = timestep_embedding(t, self.width, scale=self.time_scale).to(x.dtype)
         c = self.mix_time(F.silu(self.embed_time(phases)))
         labels = labels_or_null(y, x, self.num_classes, "UNet")
         return c if labels is None or self.embed_class is None else c + self.embed_class(labels)
@@ -187,7 +177,7 @@ class UNet(nn.Module):
             h = piece(h, c)
         for piece in self.up:
             h = piece(torch.cat([h, kept.pop()], dim=1), c)
-        return self.out(F.silu(self.norm(h)))
+        return self.out(F.silu(self.norm(h)))[:, : self.shape[0]]
 
 
 def _check(config: dict[str, Any], sides: tuple[int, ...]) -> None:
@@ -220,5 +210,9 @@ def _check(config: dict[str, Any], sides: tuple[int, ...]) -> None:
             )
     if not (math.isfinite(config["dropout"]) and 0 <= config["dropout"] < 1):
         raise ValueError(f"dropout must be within [0, 1); got {config['dropout']}")
+    if not math.isfinite(config["time_scale"]):
+        raise ValueError(f"time_scale must be finite; got {config['time_scale']}")
+    if config["outputs"] is not None and config["outputs"] < config["channels"]:
+        raise ValueError(f"outputs must be at least channels={config['channels']}; got {config['outputs']}")
     if config["resample"] not in ("block", "conv", "pool"):
         raise ValueError(f'resample must be "block", "conv" or "pool"; got {config["resample"]!r}')
