@@ -12,6 +12,7 @@ import pyflowcore as pfc
 from pyflowcore import models
 from pyflowcore.models.count import count, parameters
 from pyflowcore.models.unet_blocks import Attention, Resample, ResBlock, group_norm
+from pyflowcore.training import TrainConfig, Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -165,6 +166,39 @@ def test_it_is_a_field_with_guidance():
         model, shape=model.shape, seeds=range(2), cond={"y": y}, uncond={"y": torch.full_like(y, 3)}
     )
     assert samples.shape == (2, 2, 8, 8) and samples.isfinite().all()
+
+
+def test_training_with_dropout_goes_on_exactly(tmp_path):
+    pytest.importorskip("safetensors")
+    images, labels = inputs(12)[0], torch.arange(12) % 3
+    config = TrainConfig(batch_size=4, warmup=2, seed=5)
+
+    def trainer():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return Trainer(small_unet(dropout=0.5), images, labels, config)
+
+    whole, half = trainer(), trainer()
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    whole.run(4)
+    assert torch.equal(torch.rand(1), expected)  # torch's generator is left as it was
+    half.run(2)
+    half.save(tmp_path / "half.safetensors")
+    torch.rand(7)  # and what others draw from it does not matter
+    rest = Trainer.resume(tmp_path / "half.safetensors", images, labels)
+    rest.run(4)
+    for ours, theirs in zip(rest.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    other = trainer()
+    other.model.load_state_dict(half.model.state_dict())
+    with other._dropout():
+        first = other.model(*inputs(2))
+    other.step = 1
+    with other._dropout():
+        second = other.model(*inputs(2))
+    assert not torch.equal(first, second)
 
 
 # ------------------------------------------------------------------------------------------------------------- counts
