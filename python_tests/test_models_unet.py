@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 
 import pyflowcore as pfc
 from pyflowcore import models
-from pyflowcore.models.count import count, parameters
+from pyflowcore.models.count import count
 from pyflowcore.models.unet_blocks import Attention, Resample, ResBlock, group_norm
 from pyflowcore.training import TrainConfig, Trainer
 
@@ -204,27 +206,28 @@ def test_training_with_dropout_goes_on_exactly(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- counts
 # What the published definitions hold: openai/guided-diffusion for ImageNet (its paper rounds to 296 M and 554 M), torchcfm
 # 1.0.7 and facebookresearch/flow_matching for CIFAR-10; the class embedding has one row more, the null class.
-@pytest.mark.parametrize(
-    ("name", "published"),
-    [
-        ("ADM-64", 295_904_454 + 4 * 192),
-        ("ADM-256", 553_838_086 + 4 * 256),
-        ("CFM-CIFAR10", 35_746_307),
-        ("FM-CIFAR10", 55_676_419),
-    ],
-)
-def test_parameters_of_published_sizes(name, published):
+PUBLISHED = {
+    "ADM-64": 295_904_454 + 4 * 192,
+    "ADM-256": 553_838_086 + 4 * 256,
+    "CFM-CIFAR10": 35_746_307,
+    "FM-CIFAR10": 55_676_419,
+}
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+ROW = re.compile(r"^\| (\S+) \| (\d+) x \d+ \| ([\d,]+) \| ([\d.]+) G \|", re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes(name):
+    """Parameters as published, multiply-adds as docs/models.md says (and, of ADM-256, Peebles & Xie 2023: 1120 G)."""
+    said = {row[0]: row[1:] for row in ROW.findall(PAGE.read_text())}[name]
     with torch.device("meta"):
         model = models.named(name)
-    assert isinstance(model, models.UNet) and parameters(model) == published
-
-
-def test_multiply_adds_of_a_published_size():
-    """Peebles & Xie 2023 say 1120 Gflops of ADM at 256 x 256, with a multiplication and its addition as one."""
-    with torch.device("meta"):
-        model = models.named("ADM-256")
-        found = count(model, torch.empty(1, 3, 256, 256), torch.empty(1), torch.empty(1, dtype=torch.int64))
-    assert round(found.multiply_adds / 1e9) == 1120
+        assert isinstance(model, models.UNet)
+        y = torch.empty(1, dtype=torch.int64) if model.num_classes else None
+        found = count(model, torch.empty(1, *model.shape), torch.empty(1), y)
+    assert found.parameters == PUBLISHED[name]
+    assert (str(model.shape[1]), f"{found.parameters:,}", f"{found.multiply_adds / 1e9:.2f}") == said
+    assert name != "ADM-256" or round(found.multiply_adds / 1e9) == 1120
 
 
 def test_outputs_beyond_the_channels_are_dropped():
