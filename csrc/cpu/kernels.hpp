@@ -15,11 +15,13 @@ namespace pfc::cpu {
 // wherever a sample's size is a multiple of four.
 inline constexpr int64_t kUnit = 1024;
 
+struct BlockKernels;
 struct EngineKernels;
 
 struct Kernels {
   const char* isa;
   const EngineKernels* engine;  // engine.hpp
+  const BlockKernels* block;    // block.hpp
   void (*combine)(const CombineArgs&, int64_t begin, int64_t end);
   void (*normals)(const NormalArgs&, int64_t begin, int64_t end);
   void (*guide_partial)(const GuideArgs&, int64_t begin, int64_t end);  // chunks

@@ -1,5 +1,6 @@
 // Compiled once per instruction set; PFC_ISA names it. Everything but the table is in an unnamed namespace.
 #include "adaptive_kernel.hpp"
+#include "block.hpp"
 #include "combine_kernel.hpp"
 #include "guide_kernel.hpp"
 #include "interpolate_kernel.hpp"
@@ -15,6 +16,7 @@ extern const EngineKernels PFC_JOIN(kEngine_, PFC_ISA);
 extern const Kernels PFC_JOIN(kKernels_, PFC_ISA);
 const Kernels PFC_JOIN(kKernels_, PFC_ISA){PFC_STRING(PFC_ISA),
                                            &PFC_JOIN(kEngine_, PFC_ISA),
+                                           &BlockKernels::PFC_ISA,
                                            &combine,
                                            &normals,
                                            &guide_partial,
