@@ -3,6 +3,7 @@
 
 from . import _plain, _plain_divergence, _plain_engine
 from . import adaptive as adaptive
+from . import block as block
 from .combine import combine, combine_
 from .divergence import network_divergence, trajectory_log_prob
 from .guide import combine_mixed_, guide_
@@ -29,3 +30,4 @@ __all__ = [
 _plain.register()
 _plain_engine.register()
 _plain_divergence.register()
+block.register()
