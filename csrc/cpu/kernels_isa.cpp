@@ -3,6 +3,7 @@
 #include "combine_kernel.hpp"
 #include "guide_kernel.hpp"
 #include "interpolate_kernel.hpp"
+#include "lockstep_kernel.hpp"
 #include "randn_kernel.hpp"
 
 #define PFC_STRING2(x) #x
@@ -23,5 +24,6 @@ const Kernels PFC_JOIN(kKernels_, PFC_ISA){PFC_STRING(PFC_ISA),
                                            &adaptive,
                                            &adaptive_sums,
                                            &adaptive_control,
-                                           &adaptive_apply};
+                                           &adaptive_apply,
+                                           &lockstep};
 }  // namespace pfc::cpu
