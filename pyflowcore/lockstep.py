@@ -7,34 +7,21 @@ laid out once (csrc/cpu/lockstep.hpp). The bits are those of the loop.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from . import _library
-from .adaptive_loop import Problem, evaluator
+from .adaptive_loop import Found, Problem, evaluator
 from .ops import _plain_adaptive
 from .ops.adaptive import TABLES
 
-__all__ = ["Found", "run_lockstep", "runs_in_lockstep"]
+__all__ = ["run_lockstep", "runs_in_lockstep"]
 
 _begin = torch.ops.pyflowcore.lockstep_begin.default
 _lockstep_ = torch.ops.pyflowcore.lockstep_.default
 _end = torch.ops.pyflowcore.lockstep_end.default
 _ELEMENTS = 32  # csrc/cpu/lockstep.hpp: larger samples fill vectors of their own
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-@dataclass
-class Found:
-    """A solve's result: states [times, B, ...], the times reached [B] float64, and counts [4, B] int64: status, nfe, accepted
-    and rejected; ``rounds`` evaluations of the batch."""
-
-    x: Tensor
-    reached: Tensor
-    counts: Tensor
-    rounds: int
 
 
 def runs_in_lockstep(problem: Problem) -> bool:
@@ -73,4 +60,5 @@ def run_lockstep(problem: Problem) -> Found:
     while running:
         running = _lockstep_(evaluate(y, t, cond), y, t, memory)
         rounds += 1
-    return Found(*_end(memory, y), rounds)
+    x, reached, counts = _end(memory, y)
+    return Found(x, reached, counts.unbind(), rounds)

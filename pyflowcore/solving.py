@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import conditions
 from ._library import PyflowcoreWarning
-from .adaptive_loop import Buffers, Problem, run, run_fused, why_not_fused
+from .adaptive_loop import Problem, run, run_fused, states, why_not_fused
 from .field import Field, as_field
 from .lockstep import run_lockstep, runs_in_lockstep
 from .ops import _plain_adaptive
@@ -180,11 +180,12 @@ def solve(
     )  # fmt: skip
     why = why_not_fused(problem)
     engine = f"batched loop: {why}" if why else "one call"
-    if why and runs_in_lockstep(problem):
+    if not why or runs_in_lockstep(problem):
         with torch.no_grad():
-            found = run_lockstep(problem)
-        status, nfe, accepted, rejected = found.counts.unbind()
-        return Solution(found.x, times, status, found.reached, nfe, accepted, rejected, found.rounds, engine)
+            found = run_lockstep(problem) if why else run_fused(problem)
+        return Solution(
+            found.x, times, found.counts[0], found.reached, *found.counts[1:], found.rounds, engine
+        )
     if enable_grad:
         # Whatever the caller's mode is; tensors made in inference mode have no gradient, their copies have.
         with torch.inference_mode(False), torch.enable_grad():
@@ -194,8 +195,8 @@ def solve(
             x = replay(problem, buffers)
     else:
         with torch.no_grad():
-            buffers, done = run(problem) if why else (run_fused(problem), 0)
-        x = _states(buffers)
+            buffers, done = run(problem)
+        x = states(buffers.rows, buffers.x, buffers.column("row"))
     counts = {name: buffers.column(name) for name in ("status", "nfe", "accepted", "rejected")}
     return Solution(x=x, t=times, reached=buffers.column("t"), rounds=done, engine=engine, **counts)
 
@@ -213,13 +214,6 @@ def _ordinary(problem: Problem) -> Problem:
         problem, x0=copy(problem.x0), times=copy(problem.times), rtol=of(problem.rtol), atol=of(problem.atol),
         cond={name: conditions.map_tensors(value, copy) for name, value in problem.cond.items()},
     )  # fmt: skip
-
-
-def _states(buffers: Buffers) -> Tensor:
-    """The output rows; where a time was not reached, the state that the sample got to."""
-    row = buffers.column("row")
-    waits = torch.arange(len(buffers.rows), device=row.device)[:, None] >= row
-    return torch.where(waits.reshape(*waits.shape, *[1] * (buffers.x.dim() - 1)), buffers.x, buffers.rows)
 
 
 def _check_field(field: Field) -> None:

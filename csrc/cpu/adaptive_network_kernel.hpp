@@ -117,7 +117,8 @@ class NetworkLockstep {
  public:
   static PFC_INLINE int64_t bytes(const NetworkSolveArgs& args, int64_t most) {
     const int64_t dim = args.network.dim, width = padded_to_panel(args.network.layer[0].out);
-    return (sizeof(S) * most * (2 * dim + 2 * width) + 8 * most + 63) / 64 * 64 + most_groups(args) * group_bytes(args, most);
+    return (sizeof(S) * most * (2 * dim + 2 * width) + 8 * most + 63) / 64 * 64 +
+           most_groups(args) * group_bytes(args, most);
   }
 
   PFC_INLINE NetworkLockstep(const NetworkSolveArgs& args, const NetworkTile<S>& net, int64_t most, char* memory)
@@ -244,7 +245,8 @@ class NetworkLockstep {
     group.t[lane] = solve.times[0];
     const int64_t conditions = args_.network.condition_count;
     if (args_.cond)
-      net_.condition_prefix(static_cast<const S*>(args_.cond) + sample * conditions, 1, group.condition + lane * width_);
+      net_.condition_prefix(static_cast<const S*>(args_.cond) + sample * conditions, 1,
+                            group.condition + lane * width_);
   }
 
   // A finished sample's records and state, to where they came from.
@@ -267,8 +269,7 @@ class NetworkLockstep {
   // Lanes beyond the last sample of a vector are of no sample.
   static PFC_INLINE void pad(Group& group) {
     const int64_t end = LockstepColumns::padded(group.count);
-    for (int64_t lane = group.count; lane < end; ++lane)
-      group.columns.count(lockstep_whole::kStatus, lane) = kSuccess;
+    for (int64_t lane = group.count; lane < end; ++lane) group.columns.count(lockstep_whole::kStatus, lane) = kSuccess;
   }
 
   inline void move(const Group& from, int64_t lane, Group& to, int64_t place) {

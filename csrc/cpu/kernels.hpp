@@ -30,7 +30,8 @@ struct Kernels {
   void (*adaptive_sums)(const AdaptiveArgs&, int64_t begin, int64_t end);     // or in three rounds: chunks,
   void (*adaptive_control)(const AdaptiveArgs&, int64_t begin, int64_t end);  // samples,
   void (*adaptive_apply)(const AdaptiveArgs&, int64_t begin, int64_t end);    // chunks
-  int64_t (*lockstep)(const LockstepArgs&, int64_t begin, int64_t end);  // lanes, from a multiple of 8 on; how many finished
+  int64_t (*lockstep)(const LockstepArgs&, int64_t begin,
+                      int64_t end);  // lanes, from a multiple of 8 on; how many finished
 };
 
 // The best set for this machine, or the one named by the environment variable PYFLOWCORE_CPU_ISA or by select_isa.

@@ -28,13 +28,24 @@ PFC_INLINE Wholes all_lanes(int64_t value) { return Wholes{} + value; }
 PFC_INLINE Doubles lanes_size(const Doubles& v) { return v < 0.0 ? -v : v; }
 PFC_INLINE Wholes lanes_finite(const Doubles& v) { return v - v == 0.0; }
 PFC_INLINE Doubles lanes_sqrt(Doubles v) {
+#if defined(__AVX512F__)
+  const __m512d root = _mm512_sqrt_pd(load_bytes<__m512d>(&v));
+  return load_bytes<Doubles>(&root);
+#else
   for (int l = 0; l < kLanes; ++l) v[l] = __builtin_sqrt(v[l]);
   return v;
+#endif
 }
 PFC_INLINE bool any_lane(const Wholes& mask) {
+#if defined(__AVX512DQ__)
+  return _mm512_movepi64_mask(load_bytes<__m512i>(&mask)) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_pd(load_bytes<__m256d>(&mask)) != 0;
+#else
   int64_t any = 0;
   for (int l = 0; l < kLanes; ++l) any |= mask[l];
   return any != 0;
+#endif
 }
 
 // Elements of kLanes samples that lie one after the other in memory, as a vector for each element, and back.

@@ -39,8 +39,7 @@ struct LockstepColumns {
   static int64_t padded(int64_t count) { return (count + kLockstepPad - 1) / kLockstepPad * kLockstepPad; }
   // A multiple of 64 for 8-byte and 4-byte states.
   static int64_t bytes(int64_t lanes, int64_t sample, int64_t slots, int64_t element) {
-    const int64_t each =
-        8 * (lockstep_number::kWidth + lockstep_whole::kWidth) + element * sample * (slots + 2);
+    const int64_t each = 8 * (lockstep_number::kWidth + lockstep_whole::kWidth) + element * sample * (slots + 2);
     return (padded(lanes) * each + 63) / 64 * 64;
   }
   LockstepColumns() = default;

@@ -68,15 +68,20 @@ class Lockstep {
                                                         : stage(live);
       next_point(going);
       const Wholes stopped = live & ~going;
-      for (int l = 0; l < kLanes; ++l) finished -= stopped[l];
+      if (any_lane(stopped))
+        for (int l = 0; l < kLanes; ++l) finished -= stopped[l];
     }
     return finished;
   }
 
  private:
   // ------------------------------------------------------------------------------------------------ columns
-  PFC_INLINE Doubles numbers(int column) const { return load_bytes<Doubles>(columns_.number + column * columns_.lanes + at_); }
-  PFC_INLINE Wholes wholes(int column) const { return load_bytes<Wholes>(columns_.whole + column * columns_.lanes + at_); }
+  PFC_INLINE Doubles numbers(int column) const {
+    return load_bytes<Doubles>(columns_.number + column * columns_.lanes + at_);
+  }
+  PFC_INLINE Wholes wholes(int column) const {
+    return load_bytes<Wholes>(columns_.whole + column * columns_.lanes + at_);
+  }
   PFC_INLINE void put(int column, const Doubles& v) const {
     store_bytes(columns_.number + column * columns_.lanes + at_, v, false);
   }
@@ -84,7 +89,9 @@ class Lockstep {
     store_bytes(columns_.whole + column * columns_.lanes + at_, v, false);
   }
   // Where the mask holds.
-  PFC_INLINE void put(int column, const Wholes& mask, const Doubles& v) const { put(column, mask ? v : numbers(column)); }
+  PFC_INLINE void put(int column, const Wholes& mask, const Doubles& v) const {
+    put(column, mask ? v : numbers(column));
+  }
   PFC_INLINE void put(int column, const Wholes& mask, const Wholes& v) const { put(column, mask ? v : wholes(column)); }
   PFC_INLINE S* x(int e) const { return static_cast<S*>(columns_.x) + e * columns_.lanes + at_; }
   PFC_INLINE S* y(int e) const { return static_cast<S*>(columns_.y) + e * columns_.lanes + at_; }
@@ -211,7 +218,9 @@ class Lockstep {
     if (any_lane(due)) write_rows(due);
     put(lockstep_whole::kAccepted, wholes(lockstep_whole::kAccepted) - good);
     put(lockstep_whole::kRejected, wholes(lockstep_whole::kRejected) - bad);
-    put(lockstep_whole::kFlags, good ? Wholes{} : finite ? all_lanes(kRejectedLast) : all_lanes(kRejectedLast + kNotFiniteLast));
+    put(lockstep_whole::kFlags, good     ? Wholes{}
+                                : finite ? all_lanes(kRejectedLast)
+                                         : all_lanes(kRejectedLast + kNotFiniteLast));
     put(lockstep_number::kT, good, next);
     put(lockstep_number::kError, good, error > 1e-4 ? error : all_lanes(1e-4));
     const Mask taken = convert_lanes<Mask>(good);
@@ -227,7 +236,9 @@ class Lockstep {
   // ------------------------------------------------------------------------------------------------ control
   PFC_INLINE Wholes before(const Doubles& a, const Doubles& b) const { return way_ * a < way_ * b; }
 
-  PFC_INLINE void finish(const Wholes& which, const Wholes& status) const { put(lockstep_whole::kStatus, which, status); }
+  PFC_INLINE void finish(const Wholes& which, const Wholes& status) const {
+    put(lockstep_whole::kStatus, which, status);
+  }
 
   // exact::exp
   PFC_INLINE Doubles power(const Doubles& given) const {
@@ -310,8 +321,7 @@ class Lockstep {
       const int64_t home = columns_.count(lockstep_whole::kHome, lane);
       if (row < 1 || home < 0 || home >= args_.batch) continue;  // numbers of no solve lead to no memory
       for (; row < args_.row_count && !(way_ * to < way_ * args_.times[row]); ++row) {
-        S* out = static_cast<S*>(args_.rows) +
-(row * args_.batch + home) * args_.sample;
+        S* out = static_cast<S*>(args_.rows) + (row * args_.batch + home) * args_.sample;
         if (args_.times[row] == to) {
           for (int e = 0; e < sample_; ++e) out[e] = y(e)[l];
           continue;

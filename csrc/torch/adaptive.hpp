@@ -70,8 +70,8 @@ inline void check_times(const double* times, int64_t count) {
   PFC_CHECK(is_finite(begin) && is_finite(end), "times must be finite");
   for (int64_t row = 1; row < count; ++row)
     PFC_CHECK(end > begin ? times[row] > times[row - 1] : times[row] < times[row - 1],
-              "times must increase, or decrease, throughout, but go from ", times[row - 1], " to ", times[row], " in row ",
-              row);
+              "times must increase, or decrease, throughout, but go from ", times[row - 1], " to ", times[row],
+              " in row ", row);
 }
 
 // The numbers that a solve keeps in the memory of the CPU; kernels of other devices leave alone what does not fit.

@@ -62,7 +62,8 @@ struct Memory {
       return false;
     const double stages = h.table[method_record::kFacts * method_record::kColumns + method_record::kStages];
     if (!(stages >= 1.0 && stages <= method_record::kColumns - 4) || Method{h.table}.extra() != 0) return false;
-    if (h.phase < kProbe || h.phase > Method{h.table}.stages() || h.batch > kMost / (h.row_count * h.sample)) return false;
+    if (h.phase < kProbe || h.phase > Method{h.table}.stages() || h.batch > kMost / (h.row_count * h.sample))
+      return false;
     return h.bytes() == bytes;
   }
 };
