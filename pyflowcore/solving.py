@@ -183,9 +183,8 @@ def solve(
     if not why or runs_in_lockstep(problem):
         with torch.no_grad():
             found = run_lockstep(problem) if why else run_fused(problem)
-        return Solution(
-            found.x, times, found.counts[0], found.reached, *found.counts[1:], found.rounds, engine
-        )
+        status, nfe, accepted, rejected = found.counts
+        return Solution(found.x, times, status, found.reached, nfe, accepted, rejected, found.rounds, engine)
     if enable_grad:
         # Whatever the caller's mode is; tensors made in inference mode have no gradient, their copies have.
         with torch.inference_mode(False), torch.enable_grad():
@@ -262,17 +261,17 @@ def _is_number(value: object) -> bool:
 
 
 def _tolerance(value: float | Tensor, name: str, batch: int) -> float | Tensor:
-    if not isinstance(value, Tensor):
-        if not _is_number(value):
-            raise TypeError(f"{name} must be a number or a tensor [B], got {type(value).__name__}")
-        made = float(value)
-        fine = math.isfinite(made) and (made >= 0 if name == "rtol" else made > 0)
-    else:
-        made = value.detach().double()
+    made = value.detach().double() if isinstance(value, Tensor) else value
+    if isinstance(made, Tensor):
         if made.dim() > 1 or (made.dim() == 1 and len(made) != batch):
             raise ValueError(f"{name} must be a number or have shape [{batch}], got {list(made.shape)}")
         least = made >= 0 if name == "rtol" else made > 0
         fine = not seen(made) or bool((least & torch.isfinite(made)).all())
+    else:
+        if not _is_number(made):
+            raise TypeError(f"{name} must be a number or a tensor [B], got {type(value).__name__}")
+        made = float(made)
+        fine = math.isfinite(made) and (made >= 0 if name == "rtol" else made > 0)
     if not fine:
         raise ValueError(
             f"{name} must be {'at least 0' if name == 'rtol' else 'positive'} and finite, got {value!r}"
