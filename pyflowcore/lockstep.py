@@ -44,7 +44,7 @@ def run_lockstep(problem: Problem) -> Found:
     x0, times, field = problem.x0, problem.times, problem.field
     parts = (problem.rtol, problem.atol)
     if any(isinstance(one, Tensor) and one.dim() > 0 for one in parts):
-        at = [torch.as_tensor(one, dtype=torch.float64).expand(len(x0)) for one in parts]
+        at = [torch.as_tensor(one, dtype=torch.float64, device="cpu").expand(len(x0)) for one in parts]
         tolerances = torch.stack(at)
     else:
         tolerances = torch.tensor([[float(one)] for one in parts], dtype=torch.float64)

@@ -150,3 +150,8 @@ def test_refusals():
         ops.lockstep_end(memory[8:], y)
     with pytest.raises(RuntimeError, match="y has shape"):
         ops.lockstep_end(memory, y[:2])
+
+
+def test_a_value_on_another_device():
+    with pytest.raises(ValueError, match="the field returned a tensor on meta, the state is on cpu"):
+        pfc.solve(lambda x, t: x.to("meta"), torch.ones(3, 2), [0.0, 1.0])

@@ -67,6 +67,15 @@ def _plain_network_solve(
 
 
 _library.definitions.impl("network_solve_", _plain_network_solve, "CompositeExplicitAutograd")
+
+
+def _another_device(f: Tensor, y: Tensor, t: Tensor, memory: Tensor) -> int:
+    raise ValueError(
+        f"the field returned a tensor on {f.device}, the state is on {y.device}: lockstep_ is the CPU's alone"
+    )
+
+
+_library.definitions.impl("lockstep_", _another_device, "CompositeExplicitAutograd")
 _library.definitions.impl("adaptive_", _plain_version, "CompositeExplicitAutograd")
 
 
