@@ -191,17 +191,51 @@ def why_not_fused(problem: Problem) -> str | None:
     return None if field.precision == "float32" else f"the field's precision is {field.precision}"
 
 
-def run_fused(problem: Problem) -> Buffers:
-    """The solve of a fused field in one call."""
-    b, field, x0 = Buffers(problem), problem.field, problem.x0
+@dataclass
+class Found:
+    """A solve's result: states [times, B, ...], the times reached [B] float64, and status, nfe, accepted and rejected [B]
+    int64; ``rounds`` evaluations of the batch by the host."""
+
+    x: Tensor
+    reached: Tensor
+    counts: tuple[Tensor, ...]
+    rounds: int
+
+
+def run_fused(problem: Problem) -> Found:
+    """The solve of a fused field in one call, on a CPU."""
+    field, x0, times = problem.field, problem.x0, problem.times.cpu()
     assert isinstance(field, FusedField)
+    batch, tensors = len(x0), {"rtol": problem.rtol, "atol": problem.atol}
+    numbers = {name: 1.0 if isinstance(one, Tensor) else one for name, one in tensors.items()}
+    numbers |= {"t": float(times[0]), "error": 1.0, "first": problem.first_step}
+    clock = torch.tensor([[numbers.get(name, 0.0) for name in _CLOCK]], dtype=torch.float64).repeat(batch, 1)
+    for name, one in tensors.items():
+        if isinstance(one, Tensor):
+            clock[:, _CLOCK.index(name)] = one
+    begin = {"status": _plain_adaptive.UNFINISHED, "row": 1}
+    counts = torch.tensor([[begin.get(name, 0) for name in _COUNTS]], dtype=torch.int64).repeat(batch, 1)
+    x = x0.detach().clone(memory_format=torch.contiguous_format)
+    rows = x.new_empty((len(times), *x.shape))
+    rows[0] = x
     if x0.numel():
-        cond = field.condition(problem.cond, len(x0), x0.dtype, x0.device)
-        torch.ops.pyflowcore.network_solve_(
-            b.x, b.clock, b.counts, b.rows, cond, field.params(x0.dtype), field.layers, field.features, b.times, b.table,
-            b.slots, problem.norm_elements, problem.max_nfe, float(field.sign),
+        cond = field.condition(problem.cond, batch, x0.dtype, x0.device)
+        torch.ops.pyflowcore.network_solve_.default(
+            x, clock, counts, rows, cond, field.params(x0.dtype), field.layers, field.features, times,
+            TABLES[problem.method], slots(problem.method, len(times) > 2), problem.norm_elements, problem.max_nfe,
+            float(field.sign),
         )  # fmt: skip
-    return b
+    columns = dict(zip(_COUNTS, counts.t().contiguous().unbind(), strict=True))
+    if columns["status"].any():
+        rows = states(rows, x, columns["row"])
+    found = tuple(columns[name] for name in ("status", "nfe", "accepted", "rejected"))
+    return Found(rows, clock[:, _CLOCK.index("t")].clone(), found, 0)
+
+
+def states(rows: Tensor, x: Tensor, row: Tensor) -> Tensor:
+    """The output rows; where a time was not reached, the state that the sample got to. ``row`` [B]: how many it reached."""
+    waits = torch.arange(len(rows), device=row.device)[:, None] >= row
+    return torch.where(waits.reshape(*waits.shape, *[1] * (x.dim() - 1)), x, rows)
 
 
 def evaluator(problem: Problem) -> Evaluate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from . import conditions
 from ._library import PyflowcoreWarning
-from .adaptive_loop import Buffers, Problem, run, run_fused, why_not_fused
+from .adaptive_loop import Problem, run, run_fused, states, why_not_fused
 from .field import Field, as_field
+from .lockstep import run_lockstep, runs_in_lockstep
 from .ops import _plain_adaptive
 from .ops.adaptive import METHODS
 from .replay import replay
@@ -177,6 +179,12 @@ def solve(
         sample if norm_elements is None else norm_elements, record=enable_grad,
     )  # fmt: skip
     why = why_not_fused(problem)
+    engine = f"batched loop: {why}" if why else "one call"
+    if not why or runs_in_lockstep(problem):
+        with torch.no_grad():
+            found = run_lockstep(problem) if why else run_fused(problem)
+        status, nfe, accepted, rejected = found.counts
+        return Solution(found.x, times, status, found.reached, nfe, accepted, rejected, found.rounds, engine)
     if enable_grad:
         # Whatever the caller's mode is; tensors made in inference mode have no gradient, their copies have.
         with torch.inference_mode(False), torch.enable_grad():
@@ -186,10 +194,9 @@ def solve(
             x = replay(problem, buffers)
     else:
         with torch.no_grad():
-            buffers, done = run(problem) if why else (run_fused(problem), 0)
-        x = _states(buffers)
+            buffers, done = run(problem)
+        x = states(buffers.rows, buffers.x, buffers.column("row"))
     counts = {name: buffers.column(name) for name in ("status", "nfe", "accepted", "rejected")}
-    engine = f"batched loop: {why}" if why else "one call"
     return Solution(x=x, t=times, reached=buffers.column("t"), rounds=done, engine=engine, **counts)
 
 
@@ -208,13 +215,6 @@ def _ordinary(problem: Problem) -> Problem:
     )  # fmt: skip
 
 
-def _states(buffers: Buffers) -> Tensor:
-    """The output rows; where a time was not reached, the state that the sample got to."""
-    row = buffers.column("row")
-    waits = torch.arange(len(buffers.rows), device=row.device)[:, None] >= row
-    return torch.where(waits.reshape(*waits.shape, *[1] * (buffers.x.dim() - 1)), buffers.x, buffers.rows)
-
-
 def _check_field(field: Field) -> None:
     if field.prediction != "velocity":
         name = field.prediction if isinstance(field.prediction, str) else field.prediction.name
@@ -230,18 +230,29 @@ def _check_field(field: Field) -> None:
 
 
 def _times(t: Tensor | Sequence[float]) -> Tensor:
-    try:
-        given = t if isinstance(t, Tensor) else torch.tensor([float(one) for one in t], dtype=torch.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"t must be a 1-D tensor or a sequence of numbers, got {t!r}") from None
-    times = given.detach().double()
+    if not isinstance(t, Tensor):
+        try:
+            numbers = [float(one) for one in t]
+        except (TypeError, ValueError):
+            raise TypeError(f"t must be a 1-D tensor or a sequence of numbers, got {t!r}") from None
+        if len(numbers) >= 2:
+            _check_times(numbers)
+        t = torch.tensor(numbers, dtype=torch.float64)
+        times = t
+    else:
+        times = t.detach().double()
+        if times.dim() == 1 and len(times) >= 2 and seen(times):
+            _check_times(times.tolist())
     if times.dim() != 1 or len(times) < 2:
         raise ValueError(f"t must be 1-D with at least two times, got shape {list(times.shape)}")
-    if seen(times):
-        gaps = times.diff()
-        if not bool(torch.isfinite(times).all()) or not bool((gaps > 0).all() or (gaps < 0).all()):
-            raise ValueError(f"t must be finite and increase, or decrease, throughout, got {times.tolist()}")
     return times
+
+
+def _check_times(numbers: list[float]) -> None:
+    pairs = list(itertools.pairwise(numbers))
+    one_way = all(a < b for a, b in pairs) or all(a > b for a, b in pairs)
+    if not one_way or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"t must be finite and increase, or decrease, throughout, got {numbers}")
 
 
 def _is_number(value: object) -> bool:
@@ -250,18 +261,19 @@ def _is_number(value: object) -> bool:
 
 
 def _tolerance(value: float | Tensor, name: str, batch: int) -> float | Tensor:
-    if not isinstance(value, Tensor) and not _is_number(value):
-        raise TypeError(f"{name} must be a number or a tensor [B], got {type(value).__name__}")
-    made = (
-        value.detach().double()
-        if isinstance(value, Tensor)
-        else torch.tensor(float(value), dtype=torch.float64)
-    )
-    if made.dim() > 1 or (made.dim() == 1 and len(made) != batch):
-        raise ValueError(f"{name} must be a number or have shape [{batch}], got {list(made.shape)}")
-    least = made >= 0 if name == "rtol" else made > 0
-    if seen(made) and not bool((least & torch.isfinite(made)).all()):
+    made = value.detach().double() if isinstance(value, Tensor) else value
+    if isinstance(made, Tensor):
+        if made.dim() > 1 or (made.dim() == 1 and len(made) != batch):
+            raise ValueError(f"{name} must be a number or have shape [{batch}], got {list(made.shape)}")
+        least = made >= 0 if name == "rtol" else made > 0
+        fine = not seen(made) or bool((least & torch.isfinite(made)).all())
+    else:
+        if not _is_number(made):
+            raise TypeError(f"{name} must be a number or a tensor [B], got {type(value).__name__}")
+        made = float(made)
+        fine = math.isfinite(made) and (made >= 0 if name == "rtol" else made > 0)
+    if not fine:
         raise ValueError(
             f"{name} must be {'at least 0' if name == 'rtol' else 'positive'} and finite, got {value!r}"
         )
-    return made if isinstance(value, Tensor) else float(value)
+    return made

@@ -9,7 +9,7 @@ import torch
 from cuda_on_cpu import library as build
 
 import pyflowcore as pfc
-from pyflowcore import adaptive_loop
+from pyflowcore import adaptive_loop, solving
 from pyflowcore.ops.adaptive import METHODS
 
 COUNTS = (
@@ -93,6 +93,7 @@ def test_whole_solves(monkeypatch, method, times, dtype):
         for how in (0, 1, 2):
             with monkeypatch.context() as patch:
                 patch.setattr(adaptive_loop, "_adaptive_", operator(how))
+                patch.setattr(solving, "runs_in_lockstep", lambda problem: False)
                 found.append(
                     pfc.solve(
                         pfc.Field(field, dtype=out, sign=-1),

@@ -6,13 +6,19 @@ import pytest
 import torch
 
 import pyflowcore as pfc
-from pyflowcore import _library, adaptive_loop
+from pyflowcore import _library, adaptive_loop, solving
 from pyflowcore.adaptive_loop import Buffers, Problem
 from pyflowcore.ops import _plain_adaptive
 from pyflowcore.ops.adaptive import METHODS
 
 PARTS = ("x", "status", "reached", "nfe", "accepted", "rejected")
 pytestmark = pytest.mark.filterwarnings("ignore:pyflowcore. .* runs in plain PyTorch")
+
+
+@pytest.fixture(autouse=True)
+def _through_the_operator(monkeypatch):
+    """Small samples have a kernel of their own (test_lockstep.py)."""
+    monkeypatch.setattr(solving, "runs_in_lockstep", lambda problem: False)
 
 
 def field(x, t, w):

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyflowcore as pfc
-from pyflowcore import adaptive_loop
+from pyflowcore import adaptive_loop, solving
 from pyflowcore.ops import _plain_adaptive
 from pyflowcore.ops.adaptive import METHODS
 
@@ -22,6 +22,7 @@ def test_a_field_may_return_its_own_argument(monkeypatch, method, plain):
     """t, a view of it, x, and a part of x's memory; dx/dt = t is exact: x = t^2 / 2."""
     if plain:
         monkeypatch.setattr(adaptive_loop, "_adaptive_", _plain_adaptive.adaptive_)
+        monkeypatch.setattr(solving, "runs_in_lockstep", lambda problem: False)
     zero = torch.zeros(3, 1, dtype=DOUBLE)
     fields = {
         "t": (zero[:, 0], lambda x, t: t, lambda x, t: t * 1),
@@ -116,6 +117,7 @@ def test_rounds_copy_nothing_between_devices(method):
 def test_a_stiff_start_of_a_long_interval_is_no_underflow(monkeypatch, plain):
     if plain:
         monkeypatch.setattr(adaptive_loop, "_adaptive_", _plain_adaptive.adaptive_)
+        monkeypatch.setattr(solving, "runs_in_lockstep", lambda problem: False)
     x0 = torch.ones(1, 2, dtype=DOUBLE)
     for way in (1.0, -1.0):
         long = pfc.solve(
@@ -151,6 +153,7 @@ def test_large_finite_fields(monkeypatch, method, plain):
     """Norms whose squares would overflow; an infinite field is not finite still."""
     if plain:
         monkeypatch.setattr(adaptive_loop, "_adaptive_", _plain_adaptive.adaptive_)
+        monkeypatch.setattr(solving, "runs_in_lockstep", lambda problem: False)
     x0 = torch.zeros(2, 3, dtype=DOUBLE)
     size = torch.tensor([1e160, torch.inf], dtype=DOUBLE)
     found = pfc.solve(

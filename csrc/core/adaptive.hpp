@@ -347,11 +347,11 @@ struct AdaptiveTerms {
   }
 };
 
-// An element's part of a norm, squared; V a float64 or a vector of them. Squares of finite values stay finite: beyond kFar
+// An element's part of a norm, squared; V a float64 or a vector of them, T the same or one number. Squares of finite values stay finite: beyond kFar
 // it makes no difference how far. What is not finite gives no number.
 inline constexpr double kFar = 1e145;
-template <class V>
-PFC_HD V adaptive_square(V value, V size, double rtol, double atol) {
+template <class V, class T>
+PFC_HD V adaptive_square(V value, V size, T rtol, T atol) {
   const V ratio = value / (atol + rtol * size);
   const V nothing = value - value, far = nothing + kFar;
   const V distance = ratio < 0 ? -ratio : ratio;

@@ -44,15 +44,29 @@ PFC_HD float log(float x) {
   return n * 0.693115234375f + (f + low);
 }
 
+// What the float64 log and exp need of a number: its bits and back. csrc/cpu has the same of vectors.
+template <class V>
+struct Binary64;
+template <>
+struct Binary64<double> {
+  static PFC_HD double all(double value) { return value; }
+  static PFC_HD double number(int64_t bits) { return static_cast<double>(bits); }
+  static PFC_HD int64_t whole(double value) { return static_cast<int64_t>(value); }  // towards 0
+  static PFC_HD int64_t to_bits(double value) { return bit_cast<int64_t>(value); }
+  static PFC_HD double from_bits(int64_t bits) { return bit_cast<double>(bits); }
+};
+
 // Natural logarithm of a positive normal float64; below 2 ulp.
 // x = 2^k m with m in [sqrt(1/2), sqrt(2)), s = (m - 1) / (m + 1), log m = 2 atanh(s) = 2 s + s^3 P(s^2).
-PFC_HD double log(double x) {
-  const int64_t bits = bit_cast<int64_t>(x) - 0x3fe6a09e667f3bcd;  // sqrt(1/2)
-  const double n = static_cast<double>(bits >> 52);
-  const double f = bit_cast<double>((bits & 0x000fffffffffffff) + 0x3fe6a09e667f3bcd) - 1.0;
-  const double s = f / (2.0 + f);
-  const double z = s * s;
-  double p = 0x1.0c06cf14c641bp-3;
+template <class V>
+PFC_HD V log_of(V x) {
+  using B = Binary64<V>;
+  const auto bits = B::to_bits(x) - 0x3fe6a09e667f3bcd;  // sqrt(1/2)
+  const V n = B::number(bits >> 52);
+  const V f = B::from_bits((bits & 0x000fffffffffffff) + 0x3fe6a09e667f3bcd) - 1.0;
+  const V s = f / (2.0 + f);
+  const V z = s * s;
+  V p = B::all(0x1.0c06cf14c641bp-3);
   p = p * z + 0x1.0fbe478772696p-3;
   p = p * z + 0x1.3b1c38474d3eep-3;
   p = p * z + 0x1.745cf8f6c9119p-3;
@@ -60,9 +74,10 @@ PFC_HD double log(double x) {
   p = p * z + 0x1.2492492476ba1p-2;
   p = p * z + 0x1.9999999999a38p-2;
   p = p * z + 0x1.5555555555555p-1;
-  const double low = s * z * p + n * 0x1.a39ef35793c76p-33;
+  const V low = s * z * p + n * 0x1.a39ef35793c76p-33;
   return n * 0x1.62e42fee00000p-1 + (2.0 * s + low);
 }
+PFC_HD double log(double x) { return log_of(x); }
 
 // sin and cos of an angle in [0, pi/4], float32, below 1 ulp.
 PFC_HD float sin_octant(float a) {
@@ -112,8 +127,9 @@ PFC_HD double sin_half_pi(double t) { return t <= 0.5 ? sin_octant(kHalfPi * t) 
 PFC_HD double cos_half_pi(double t) { return t <= 0.5 ? cos_octant(kHalfPi * t) : sin_octant(kHalfPi * (1.0 - t)); }
 
 // exp(r) - 1 on [-ln2/2, ln2/2].
-PFC_HD double expm1_reduced(double r) {
-  double p = 0x1.61bfa22dd3437p-33;
+template <class V>
+PFC_HD V expm1_reduced(V r) {
+  V p = Binary64<V>::all(0x1.61bfa22dd3437p-33);
   p = p * r + 0x1.1f7f2000f4cf3p-29;
   p = p * r + 0x1.ae642c8730352p-26;
   p = p * r + 0x1.27e4d41d6f553p-22;
@@ -121,21 +137,27 @@ PFC_HD double expm1_reduced(double r) {
   p = p * r + 0x1.a01a01a9e80fep-16;
   p = p * r + 0x1.a01a01a0196aep-13;
   p = p * r + 0x1.6c16c16c15a6cp-10;
-  p = p * r + 0x1.1111111111111p-7;
+  p = p * r + 0x1.1111111111110p-7;
   p = p * r + 0x1.5555555555557p-5;
   p = p * r + 0x1.5555555555555p-3;
   p = p * r + 0.5;
   return r + r * r * p;
 }
 
-// exp(x) for |x| <= 700, float64, below 2 ulp. Outside, the result is 0 or the value at 700.
+// exp(x) for |x| <= 700, float64, below 2 ulp.
+template <class V>
+PFC_HD V exp_within(V x) {
+  using B = Binary64<V>;
+  const auto k = B::whole(x * 0x1.71547652b82fep+0 + (x < 0.0 ? B::all(-0.5) : B::all(0.5)));
+  const V n = B::number(k);
+  const V r = (x - n * 0x1.62e42fee00000p-1) - n * 0x1.a39ef35793c76p-33;
+  return B::from_bits((k + 1023) << 52) * (1.0 + expm1_reduced(r));
+}
+// Outside, the result is 0 or the value at 700.
 PFC_HD double exp(double x) {
   if (x < -700.0) return 0.0;
   if (x > 700.0) x = 700.0;
-  const int64_t k = static_cast<int64_t>(x * 0x1.71547652b82fep+0 + (x < 0.0 ? -0.5 : 0.5));
-  const double n = static_cast<double>(k);
-  const double r = (x - n * 0x1.62e42fee00000p-1) - n * 0x1.a39ef35793c76p-33;
-  return bit_cast<double>((k + 1023) << 52) * (1.0 + expm1_reduced(r));
+  return exp_within(x);
 }
 
 // exp(x) - 1 without cancellation near 0; x in [-700, 700].

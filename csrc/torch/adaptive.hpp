@@ -65,14 +65,18 @@ inline const double* check_method(const Tensor& tensor) {
   return table;
 }
 
+inline void check_times(const double* times, int64_t count) {
+  const double begin = times[0], end = times[count - 1];
+  PFC_CHECK(is_finite(begin) && is_finite(end), "times must be finite");
+  for (int64_t row = 1; row < count; ++row)
+    PFC_CHECK(end > begin ? times[row] > times[row - 1] : times[row] < times[row - 1],
+              "times must increase, or decrease, throughout, but go from ", times[row - 1], " to ", times[row],
+              " in row ", row);
+}
+
 // The numbers that a solve keeps in the memory of the CPU; kernels of other devices leave alone what does not fit.
 inline void check_records(const AdaptiveArgs& args) {
-  const double begin = args.times[0], end = args.times[args.row_count - 1];
-  PFC_CHECK(is_finite(begin) && is_finite(end), "times must be finite");
-  for (int64_t row = 1; row < args.row_count; ++row)
-    PFC_CHECK(end > begin ? args.times[row] > args.times[row - 1] : args.times[row] < args.times[row - 1],
-              "times must increase, or decrease, throughout, but go from ", args.times[row - 1], " to ",
-              args.times[row], " in row ", row);
+  check_times(args.times, args.row_count);
   if (args.home != nullptr) {
     std::vector<bool> taken(static_cast<size_t>(args.batch));
     for (int64_t place = 0; place < args.places; ++place) {

@@ -22,6 +22,14 @@ _library.define(
     "Tensor layers, Tensor features, Tensor times, Tensor table, int slots, int norm_elements, int max_nfe, float sign) -> ()"
 )
 
+# The same for small samples in lockstep on a CPU, in memory of their own: csrc/cpu/lockstep.hpp.
+_library.define(
+    "lockstep_begin(Tensor x, Tensor times, Tensor table, Tensor tolerances, float first_step, int norm_elements, "
+    "int max_nfe, float sign) -> Tensor"
+)
+_library.define("lockstep_(Tensor f, Tensor(a!) y, Tensor(b!) t, Tensor(c!) memory) -> int")
+_library.define("lockstep_end(Tensor memory, Tensor y) -> (Tensor, Tensor, Tensor)")
+
 TABLES = {name: torch.from_numpy(table) for name, table in _core.adaptive_tables().items()}
 METHODS = tuple(TABLES)
 
@@ -59,6 +67,15 @@ def _plain_network_solve(
 
 
 _library.definitions.impl("network_solve_", _plain_network_solve, "CompositeExplicitAutograd")
+
+
+def _another_device(f: Tensor, y: Tensor, t: Tensor, memory: Tensor) -> int:
+    raise ValueError(
+        f"the field returned a tensor on {f.device}, the state is on {y.device}: lockstep_ is the CPU's alone"
+    )
+
+
+_library.definitions.impl("lockstep_", _another_device, "CompositeExplicitAutograd")
 _library.definitions.impl("adaptive_", _plain_version, "CompositeExplicitAutograd")
 
 
