@@ -22,7 +22,7 @@ from .ops import _plain_adaptive
 from .ops._plain_guide import CHUNK
 from .ops.adaptive import TABLES, slots
 
-__all__ = ["Problem", "run"]
+__all__ = ["Buffers", "OneCallField", "Problem", "run"]
 
 _adaptive_ = torch.ops.pyflowcore.adaptive_.default
 _CLOCK, _COUNTS = _plain_adaptive.CLOCK, _plain_adaptive.COUNTS
@@ -175,10 +175,18 @@ def run(problem: Problem) -> tuple[Buffers, int]:
     return b, done
 
 
+class OneCallField(Field):
+    """A field over states that hold more than a network's, with an operator of its own that solves it in one call."""
+
+    def solve_in_one_call(self, problem: Problem, buffers: Buffers) -> None:
+        """Takes the buffers from the first time to the last; the batch is not empty."""
+        raise NotImplementedError
+
+
 def why_not_fused(problem: Problem) -> str | None:
     """Why a solve of this field is not one call; None if it is."""
     field = problem.field
-    if not isinstance(field, FusedField):
+    if not isinstance(field, FusedField | OneCallField):
         return "the field is not fused"
     if problem.x0.device.type != "cpu" or not _library.cpu.live:
         return "no kernel for this device"
@@ -188,19 +196,25 @@ def why_not_fused(problem: Problem) -> str | None:
         return "rounds are given"
     if problem.maps_times():
         return "the field maps times"
-    return None if field.precision == "float32" else f"the field's precision is {field.precision}"
+    if isinstance(field, OneCallField) or field.precision == "float32":
+        return None
+    return f"the field's precision is {field.precision}"
 
 
 def run_fused(problem: Problem) -> Buffers:
     """The solve of a fused field in one call."""
     b, field, x0 = Buffers(problem), problem.field, problem.x0
+    if not x0.numel():
+        return b
+    if isinstance(field, OneCallField):
+        field.solve_in_one_call(problem, b)
+        return b
     assert isinstance(field, FusedField)
-    if x0.numel():
-        cond = field.condition(problem.cond, len(x0), x0.dtype, x0.device)
-        torch.ops.pyflowcore.network_solve_(
-            b.x, b.clock, b.counts, b.rows, cond, field.params(x0.dtype), field.layers, field.features, b.times, b.table,
-            b.slots, problem.norm_elements, problem.max_nfe, float(field.sign),
-        )  # fmt: skip
+    cond = field.condition(problem.cond, len(x0), x0.dtype, x0.device)
+    torch.ops.pyflowcore.network_solve_(
+        b.x, b.clock, b.counts, b.rows, cond, field.params(x0.dtype), field.layers, field.features, b.times, b.table,
+        b.slots, problem.norm_elements, problem.max_nfe, float(field.sign),
+    )  # fmt: skip
     return b
 
 

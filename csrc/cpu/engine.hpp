@@ -26,6 +26,8 @@ struct EngineKernels {
   void (*log_density)(const LogDensityArgs&, const Kernels&, const void* prefixes, int64_t begin, int64_t end);
   // Adaptive solves of the samples that `next` counts off, up to `most` at a time, until there are none left.
   void (*network_solve)(const NetworkSolveArgs&, const Kernels&, std::atomic<int64_t>& next, int64_t most);
+  // The same with the integral of the divergence.
+  void (*density_solve)(const DensitySolveArgs&, const Kernels&, std::atomic<int64_t>& next, int64_t most);
 };
 
 // At least so many bytes, on a cache line, of the calling thread's own; what was there before is lost. Kept until the thread
