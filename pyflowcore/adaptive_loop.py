@@ -22,7 +22,7 @@ from .ops import _plain_adaptive
 from .ops._plain_guide import CHUNK
 from .ops.adaptive import TABLES, slots
 
-__all__ = ["Problem", "run"]
+__all__ = ["Buffers", "OneCallField", "Problem", "run"]
 
 _adaptive_ = torch.ops.pyflowcore.adaptive_.default
 _CLOCK, _COUNTS = _plain_adaptive.CLOCK, _plain_adaptive.COUNTS
@@ -175,10 +175,18 @@ def run(problem: Problem) -> tuple[Buffers, int]:
     return b, done
 
 
+class OneCallField(Field):
+    """A field over states that hold more than a network's, with an operator of its own that solves it in one call."""
+
+    def solve_in_one_call(self, problem: Problem, buffers: Buffers) -> None:
+        """Takes the buffers from the first time to the last; the batch is not empty."""
+        raise NotImplementedError
+
+
 def why_not_fused(problem: Problem) -> str | None:
     """Why a solve of this field is not one call; None if it is."""
     field = problem.field
-    if not isinstance(field, FusedField):
+    if not isinstance(field, FusedField | OneCallField):
         return "the field is not fused"
     if problem.x0.device.type != "cpu" or not _library.cpu.live:
         return "no kernel for this device"
@@ -188,7 +196,9 @@ def why_not_fused(problem: Problem) -> str | None:
         return "rounds are given"
     if problem.maps_times():
         return "the field maps times"
-    return None if field.precision == "float32" else f"the field's precision is {field.precision}"
+    if isinstance(field, OneCallField) or field.precision == "float32":
+        return None
+    return f"the field's precision is {field.precision}"
 
 
 @dataclass
@@ -205,6 +215,8 @@ class Found:
 def run_fused(problem: Problem) -> Found:
     """The solve of a fused field in one call, on a CPU."""
     field, x0, times = problem.field, problem.x0, problem.times.cpu()
+    if isinstance(field, OneCallField):
+        return _run_one_call(field, problem)
     assert isinstance(field, FusedField)
     batch, tensors = len(x0), {"rtol": problem.rtol, "atol": problem.atol}
     numbers = {name: 1.0 if isinstance(one, Tensor) else one for name, one in tensors.items()}
@@ -230,6 +242,14 @@ def run_fused(problem: Problem) -> Found:
         rows = states(rows, x, columns["row"])
     found = tuple(columns[name] for name in ("status", "nfe", "accepted", "rejected"))
     return Found(rows, clock[:, _CLOCK.index("t")].clone(), found, 0)
+
+
+def _run_one_call(field: OneCallField, problem: Problem) -> Found:
+    b = Buffers(problem)
+    if problem.x0.numel():
+        field.solve_in_one_call(problem, b)
+    counts = tuple(b.column(name) for name in ("status", "nfe", "accepted", "rejected"))
+    return Found(states(b.rows, b.x, b.column("row")), b.column("t"), counts, 0)
 
 
 def states(rows: Tensor, x: Tensor, row: Tensor) -> Tensor:

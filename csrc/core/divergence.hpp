@@ -3,6 +3,7 @@
 // with the velocity; csrc/cpu/divergence_kernel.hpp says how the Jacobian's products are made.
 #pragma once
 
+#include "adaptive_network.hpp"
 #include "trajectory.hpp"
 
 namespace pfc {
@@ -27,6 +28,13 @@ struct LogDensityArgs {
   TrajectoryArgs path;
   Probes probes;
   double* change = nullptr;  // [batch][estimates]: the integral of the divergence over the plan's times
+};
+
+// Of `at`: what an adaptive solve of the network has, but its states are [x, one integral of the divergence for each estimate]
+// in float64, whatever the network's dtype is. The steps are those of x: solve.norm is its elements.
+struct DensitySolveArgs {
+  NetworkSolveArgs at;
+  Probes probes;
 };
 
 }  // namespace pfc

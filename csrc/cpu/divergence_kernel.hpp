@@ -6,7 +6,7 @@
 // a dot product for each. Traces are summed in float64, over the tangents in their order: no result depends on the tile.
 //
 //   DivergenceTile<S> tile(network, {samples, tangents at once}, memory);   // bytes(...) of memory, 64-byte aligned
-//   tile.evaluate(x, n, time, condition, probes, first sample, out, traces);
+//   tile.evaluate(x, n, time, condition, probes, batch, which samples of it, out, traces);
 #pragma once
 
 #include "../core/divergence.hpp"
@@ -19,6 +19,14 @@ namespace {
 // Samples of a tile, and tangents of each that pass together.
 struct TileShape {
   int64_t samples, tangents;
+};
+
+// Where a tile's samples are in the batch: one after the other, or where a list says.
+struct TileSamples {
+  int64_t first = 0;
+  const int64_t* listed = nullptr;
+
+  PFC_INLINE int64_t at(int64_t i) const { return listed ? listed[i] : first + i; }
 };
 
 template <class S>
@@ -50,7 +58,7 @@ class DivergenceTile {
 
   // x [n][dim], out [n][dim] (which may be x), traces [n][estimates].
   inline void evaluate(const S* x, int64_t n, Prefix<S> time, Prefix<S> condition, const Probes& probes, int64_t batch,
-                       int64_t first, S* out, double* traces) const {
+                       TileSamples samples, S* out, double* traces) const {
     run_states(x, n, time, condition);
     const S* last = state_[to_[net_.layers - 1]];
     const int64_t estimates = probes.estimates();
@@ -59,7 +67,7 @@ class DivergenceTile {
     for (int64_t k = 0; k < count; k += shape_.tangents) {
       const int64_t c = count - k < shape_.tangents ? count - k : shape_.tangents;
       if (probes.values)
-        run_probes(static_cast<const S*>(probes.values) + (k * batch + first) * net_.dim, batch * net_.dim, n, c,
+        run_probes(static_cast<const S*>(probes.values) + k * batch * net_.dim, batch * net_.dim, samples, n, c,
                    traces + k, estimates);
       else
         run_units(k, n, c, traces);
@@ -106,55 +114,22 @@ class DivergenceTile {
     }
   }
 
-  // The states through every layer, as NetworkTile::evaluate; the slopes stay.
+  // The states through every layer; the slopes stay.
   inline void run_states(const S* x, int64_t n, Prefix<S> time, Prefix<S> condition) const {
-    for (int l = 0; l < net_.layers; ++l) {
-      const Layer& layer = net_.layer[l];
-      S* to = state_[to_[l]];
-      Dense<S> d{l ? state_[to_[l - 1]] : x,
-                 l ? stride_ : net_.dim,
-                 l ? layer.in : net_.dim,
-                 layer.out,
-                 params() + (l ? layer.weights : net_.x_weights()),
-                 l ? params() + layer.bias : time.rows,
-                 l ? 0 : time.stride};
-      if (l == 0) {
-        d.add = condition.rows;
-        d.add_stride = condition.stride;
-      }
-      d.to = to;
-      d.to_stride = stride_;
-      const S* residual = layer.residual > 0 ? state_[to_[layer.residual - 1]] : nullptr;
-      multiply(d, n, [&](int64_t sample, int64_t samples, int64_t element, int64_t elements) {
-        const int64_t at = sample * stride_ + element;
-        if (slope_[l])
-          activate_rows_with_slope(layer.activation, layer.parameter, to + at, slope_[l] + at, samples, elements,
-                                   stride_);
-        if (residual) add_rows(residual + at, to + at, samples, elements);
-        if (after_[l])
-          activate_rows_with_slope(layer.after, layer.after_parameter, to + at, after_[l] + at, samples, elements,
-                                   stride_);
-      });
-    }
+    run_layers(net_, x, n, time, condition, state_, to_, stride_,
+               [&](int l, bool after, int64_t at, int64_t rows, int64_t elements, S* z) {
+                 const Layer& layer = net_.layer[l];
+                 activate_rows_with_slope(after ? layer.after : layer.activation,
+                                          after ? layer.after_parameter : layer.parameter, z,
+                                          (after ? after_ : slope_)[l] + at, rows, elements, stride_);
+               });
   }
 
   // Unit tangents k to k + c of every sample; a sample's rows follow each other. Adds the diagonal to traces [n].
   inline void run_units(int64_t k, int64_t n, int64_t c, double* traces) const {
     const int last = net_.layers - 1;
-    if (last > 0) {
-      const Layer& layer = net_.layer[0];
-      S* to = tangent_[to_[0]];
-      const int64_t panel = static_cast<int64_t>(net_.dim) * kPanel, width = padded_to_panel(layer.out);
-      S* row = to;
-      for (int64_t i = 0; i < n; ++i)
-        for (int64_t j = 0; j < c; ++j, row += stride_) {
-          const S* column = params() + net_.x_weights() + (k + j) * kPanel;
-          for (int64_t p = 0; p < width; p += kPanel)
-            __builtin_memcpy(row + p, column + p / kPanel * panel, sizeof(S) * kPanel);
-        }
-      bend(0, nullptr, 0, n * c, c, 0, width, to);
-      for (int l = 1; l < last; ++l) run_layer(l, tangent_[to_[l - 1]], stride_, n * c, c);
-    }
+    if (last > 0) start_units(k, n, c, tangent_[to_[0]]);
+    for (int l = 1; l < last; ++l) run_layer(l, tangent_[to_[l - 1]], stride_, n * c, c);
     const Layer& layer = net_.layer[last];
     const S* residual = layer.residual > 0 ? tangent_[to_[layer.residual - 1]] : nullptr;
     for (int64_t i = 0; i < n; ++i)
@@ -170,18 +145,35 @@ class DivergenceTile {
       }
   }
 
-  // Probes [c][n][dim], `probe` elements apart: v . (J v) into traces, `estimates` apart for samples.
-  inline void run_probes(const S* values, int64_t probe, int64_t n, int64_t c, double* traces,
+  // Unit tangents after layer 0: columns of W_x, times the slopes of their sample, in one pass.
+  inline void start_units(int64_t k, int64_t n, int64_t c, S* to) const {
+    using V = Native<S>;
+    const int64_t panel = static_cast<int64_t>(net_.dim) * kPanel, width = padded_to_panel(net_.layer[0].out);
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t e = 0; e < width; e += Wide<S>::kLanes) {
+        const S* column = params() + net_.x_weights() + e / kPanel * panel + k * kPanel + e % kPanel;
+        const V slope = slope_[0] ? load_bytes<V>(slope_[0] + i * stride_ + e) : activation::splat<V>(S(1));
+        S* row = to + i * c * stride_ + e;
+        for (int64_t j = 0; j < c; ++j)
+          store_bytes(row + j * stride_, load_bytes<V>(column + j * kPanel) * slope, false);
+      }
+    if (after_[0]) scale_rows(after_[0], 0, n * c, c, width, to);
+  }
+
+  // Probes [c][batch][dim], `probe` elements apart: v . (J v) into traces, `estimates` apart for samples.
+  inline void run_probes(const S* values, int64_t probe, TileSamples samples, int64_t n, int64_t c, double* traces,
                          int64_t estimates) const {
+    const auto probe_of = [&](int64_t row) {
+      return values + (row % c) * probe + samples.at(row / c) * static_cast<int64_t>(net_.dim);
+    };
     // Any buffer but the one that layer 0 writes.
     S* rows = tangent_[(to_[0] + 1) % kBuffers];
     for (int64_t r = 0; r < n * c; ++r)
-      __builtin_memcpy(rows + r * stride_, values + (r % c) * probe + r / c * net_.dim,
-                       sizeof(S) * static_cast<std::size_t>(net_.dim));
+      __builtin_memcpy(rows + r * stride_, probe_of(r), sizeof(S) * static_cast<std::size_t>(net_.dim));
     for (int l = 0; l < net_.layers; ++l) run_layer(l, l ? tangent_[to_[l - 1]] : rows, stride_, n * c, c);
     const S* products = tangent_[to_[net_.layers - 1]];
     for (int64_t r = 0; r < n * c; ++r) {
-      const S* v = values + (r % c) * probe + r / c * net_.dim;
+      const S* v = probe_of(r);
       double sum = 0.0;
       for (int64_t k = 0; k < net_.dim; ++k)
         sum += static_cast<double>(v[k]) * static_cast<double>(products[r * stride_ + k]);
@@ -211,7 +203,7 @@ class DivergenceTile {
                    S* to) const {
     const int64_t at = row * stride_ + element;
     if (slope_[l]) scale_rows(slope_[l] + element, row, count, c, elements, to + at);
-    if (residual) add_rows(residual + at, to + at, count, elements);
+    if (residual) add_rows(residual + at, to + at, count, elements, stride_);
     if (after_[l]) scale_rows(after_[l] + element, row, count, c, elements, to + at);
   }
 
@@ -231,12 +223,16 @@ class DivergenceTile {
     }
   }
 
-  inline void add_rows(const S* from, S* to, int64_t count, int64_t elements) const {
-    for (int64_t r = 0; r < count; ++r)
-      for (int64_t j = 0; j < elements; j += Wide<S>::kLanes) {
-        S* z = to + r * stride_ + j;
-        store_bytes(z, load_bytes<Native<S>>(z) + load_bytes<Native<S>>(from + r * stride_ + j), false);
-      }
+  // The sum over lanes, by halves.
+  template <int kCount>
+  static PFC_INLINE S sum_of_lanes(const typename NativeOf<S, kCount>::type& v) {
+    if constexpr (kCount == 1) {
+      return v[0];
+    } else {
+      typename NativeOf<S, kCount / 2>::type half[2];
+      __builtin_memcpy(&half, &v, sizeof(v));
+      return sum_of_lanes<kCount / 2>(half[0] + half[1]);
+    }
   }
 
   // Lane by lane and then over the lanes; `a` is zero beyond its end, and whole vectors end inside the rows.
@@ -245,8 +241,7 @@ class DivergenceTile {
     Native<S> sum{};
     for (int64_t j = 0; j < count / kLanes * kLanes; j += kLanes)
       sum = Math::mul_add(load_bytes<Native<S>>(a + j), load_bytes<Native<S>>(b + j), sum);
-    S total(0);
-    for (int i = 0; i < kLanes; ++i) total += sum[i];
+    S total = sum_of_lanes<kLanes>(sum);
     for (int64_t j = count / kLanes * kLanes; j < count; ++j) total += a[j] * b[j];
     return total;
   }
@@ -301,7 +296,7 @@ inline void divergence_range(const DivergenceArgs& args, int64_t begin, int64_t 
       conditions = {condition, width};
     }
     tile.evaluate(static_cast<const S*>(at.x) + i * net.dim, n, {time, at.shared_time ? 0 : width}, conditions,
-                  args.probes, at.batch, i, static_cast<S*>(at.out) + i * net.dim,
+                  args.probes, at.batch, {i}, static_cast<S*>(at.out) + i * net.dim,
                   args.traces + i * args.probes.estimates());
   }
 }

@@ -27,6 +27,8 @@ struct EngineKernels {
   void (*log_density)(const LogDensityArgs&, const CombineKernels&, const void* prefixes, int64_t begin, int64_t end);
   // Adaptive solves of the samples that `next` counts off, up to `most` at a time, until there are none left.
   void (*network_solve)(const NetworkSolveArgs&, const AdaptiveKernels&, std::atomic<int64_t>& next, int64_t most);
+  // The same with the integral of the divergence.
+  void (*density_solve)(const DensitySolveArgs&, const AdaptiveKernels&, std::atomic<int64_t>& next, int64_t most);
 
   static const EngineKernels baseline, avx2, avx512;
 };

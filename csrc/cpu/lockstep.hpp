@@ -78,7 +78,8 @@ struct LockstepArgs {
 };
 
 struct LockstepKernels {
-  int64_t (*lockstep)(const LockstepArgs&, int64_t begin, int64_t end);  // lanes, from a multiple of 8; how many finished
+  int64_t (*lockstep)(const LockstepArgs&, int64_t begin,
+                      int64_t end);  // lanes, from a multiple of 8; how many finished
 
   static const LockstepKernels baseline, avx2, avx512;
 };

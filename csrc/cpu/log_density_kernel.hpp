@@ -60,7 +60,7 @@ class LogDensityTile {
       const double* rec = path.table + i * record::kWidth;
       const bool evaluates = path.branches[i] > 0;
       if (evaluates)
-        divergence_.evaluate(input, n, {prefixes_ + i * net_.width0(), 0}, condition, args_.probes, path.batch, first,
+        divergence_.evaluate(input, n, {prefixes_ + i * net_.width0(), 0}, condition, args_.probes, path.batch, {first},
                              out_, traces_);
       add_divergence(rec, evaluates, shown, n * estimates, change);
       const int store = static_cast<int>(rec[record::kStore]);

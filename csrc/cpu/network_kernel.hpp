@@ -38,6 +38,49 @@ PFC_INLINE void place_buffers(const Network& net, int* to) {
   }
 }
 
+// Adds `count` rows of whole vectors, all `stride` elements apart.
+template <class S>
+PFC_INLINE void add_rows(const S* from, S* to, int64_t count, int64_t elements, int64_t stride) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t j = 0; j < elements; j += Wide<S>::kLanes) {
+      S* z = to + i * stride + j;
+      store_bytes(z, load_bytes<Native<S>>(z) + load_bytes<Native<S>>(from + i * stride + j), false);
+    }
+}
+
+// The states x [n][dim] through every layer: the output of layer l is in buffer[to[l]], rows `stride` elements apart.
+// activate(l, after, at, rows, elements, z) applies the layer's activation, or the one after its residual, to a block that
+// begins at z, `at` elements into the buffer.
+template <class S, class Activate>
+inline void run_layers(const Network& net, const S* x, int64_t n, Prefix<S> time, Prefix<S> condition, S* const* buffer,
+                       const int* to, int64_t stride, const Activate& activate) {
+  const S* params = static_cast<const S*>(net.params);
+  for (int l = 0; l < net.layers; ++l) {
+    const Layer& layer = net.layer[l];
+    S* out = buffer[to[l]];
+    Dense<S> d{l ? buffer[to[l - 1]] : x,
+               l ? stride : net.dim,
+               l ? layer.in : net.dim,
+               layer.out,
+               params + (l ? layer.weights : net.x_weights()),
+               l ? params + layer.bias : time.rows,
+               l ? 0 : time.stride};
+    if (l == 0) {
+      d.add = condition.rows;
+      d.add_stride = condition.stride;
+    }
+    d.to = out;
+    d.to_stride = stride;
+    const S* residual = layer.residual > 0 ? buffer[to[layer.residual - 1]] : nullptr;
+    multiply(d, n, [&](int64_t sample, int64_t samples, int64_t element, int64_t elements) {
+      const int64_t at = sample * stride + element;
+      if (layer.activation != Activation::kIdentity) activate(l, false, at, samples, elements, out + at);
+      if (residual) add_rows(residual + at, out + at, samples, elements, stride);
+      if (layer.after != Activation::kIdentity) activate(l, true, at, samples, elements, out + at);
+    });
+  }
+}
+
 template <class S>
 class NetworkTile {
  public:
@@ -93,27 +136,12 @@ class NetworkTile {
 
   // x [n][dim], out [n][dim]; out may be x.
   inline void evaluate(const S* x, int64_t n, Prefix<S> time, Prefix<S> condition, S* out) const {
-    for (int l = 0; l < net_.layers; ++l) {
-      const Layer& layer = net_.layer[l];
-      S* to = buffer_[to_[l]];
-      Dense<S> d{l ? buffer_[to_[l - 1]] : x,
-                 l ? stride_ : net_.dim,
-                 l ? layer.in : net_.dim,
-                 layer.out,
-                 params() + (l ? layer.weights : net_.x_weights()),
-                 l ? params() + layer.bias : time.rows,
-                 l ? 0 : time.stride};
-      if (l == 0) {
-        d.add = condition.rows;
-        d.add_stride = condition.stride;
-      }
-      d.to = to;
-      d.to_stride = stride_;
-      const S* residual = layer.residual > 0 ? buffer_[to_[layer.residual - 1]] : nullptr;
-      multiply(d, n, [&](int64_t sample, int64_t samples, int64_t element, int64_t elements) {
-        finish(layer, residual, sample * stride_ + element, samples, elements, to);
-      });
-    }
+    run_layers(net_, x, n, time, condition, buffer_, to_, stride_,
+               [&](int l, bool after, int64_t, int64_t rows, int64_t elements, S* z) {
+                 const Layer& layer = net_.layer[l];
+                 activate_rows(after ? layer.after : layer.activation, after ? layer.after_parameter : layer.parameter,
+                               z, rows, elements, stride_);
+               });
     const S* last = buffer_[to_[net_.layers - 1]];
     for (int64_t i = 0; i < n; ++i)
       __builtin_memcpy(out + i * net_.dim, last + i * stride_, sizeof(S) * static_cast<std::size_t>(net_.dim));
@@ -136,20 +164,6 @@ class NetworkTile {
   }
 
   PFC_INLINE const S* params() const { return static_cast<const S*>(net_.params); }
-
-  PFC_INLINE void finish(const Layer& layer, const S* residual, int64_t at, int64_t rows, int64_t count, S* to) const {
-    if (layer.activation != Activation::kIdentity)
-      activate_rows(layer.activation, layer.parameter, to + at, rows, count, stride_);
-    if (residual) {
-      for (int64_t i = 0; i < rows; ++i)
-        for (int64_t j = 0; j < count; j += Wide<S>::kLanes) {
-          S* z = to + at + i * stride_ + j;
-          store_bytes(z, load_bytes<Native<S>>(z) + load_bytes<Native<S>>(residual + at + i * stride_ + j), false);
-        }
-    }
-    if (layer.after != Activation::kIdentity)
-      activate_rows(layer.after, layer.after_parameter, to + at, rows, count, stride_);
-  }
 
   const Network& net_;
   int64_t samples_, stride_, feature_stride_;

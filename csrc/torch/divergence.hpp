@@ -24,6 +24,11 @@ inline Probes prepare_probes(const OptionalTensor& given, const Tensor& x, std::
   return probes;
 }
 
+// An evaluation with its products costs as many as there are tangents, and one.
+inline int64_t with_products(const Network& net, const Probes& probes) {
+  return 1 + (probes.values ? probes.count : net.dim);
+}
+
 inline Tensor new_traces(const Tensor& x, const Probes& probes) {
   return torch::stable::new_empty(x, {x.size(0), probes.estimates()}, ScalarType::Double);
 }

@@ -10,9 +10,6 @@ namespace pfc::ops {
 
 namespace {
 
-// An evaluation with its products costs as many as there are tangents, and one.
-int64_t with_products(const Network& net, const Probes& probes) { return 1 + (probes.values ? probes.count : net.dim); }
-
 std::tuple<Tensor, Tensor> network_divergence(Tensor x, Tensor t, OptionalTensor cond, Tensor params, Tensor layers,
                                               Tensor features, OptionalTensor probes) {
   NetworkCall call = prepare_network(x, t, cond, params, layers, features);

@@ -98,27 +98,30 @@ struct NetworkCall {
   }
 };
 
+// A network's parameters and its conditions, for samples of `dim` elements; `name` is the tensor that has their dtype.
+inline Network prepare_packed(const Place& place, ScalarType dtype, const char* name, int64_t dim,
+                              const OptionalTensor& cond, const Tensor& params, const Tensor& layers,
+                              const Tensor& features) {
+  PFC_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, name, " must be float32 or float64, got ",
+            torch::headeronly::toString(dtype));
+  place.check(params, "params");
+  PFC_CHECK(params.scalar_type() == dtype, "params has dtype ", torch::headeronly::toString(params.scalar_type()), ", ",
+            name, " has ", torch::headeronly::toString(dtype));
+  if (cond) {
+    place.check(*cond, "cond");
+    PFC_CHECK(cond->scalar_type() == dtype, "cond has dtype ", torch::headeronly::toString(cond->scalar_type()), ", ",
+              name, " has ", torch::headeronly::toString(dtype));
+    PFC_CHECK(cond->dim() == 2 && cond->size(1) >= 1, "cond must be [B, C] with C from 1 to ", kMaxInputs, ", got ",
+              shape_of(*cond));
+  }
+  return decode_network(params, layers, features, dim, cond ? cond->size(1) : 0);
+}
+
 // The state of a network, its parameters and its conditions: the same for network and trajectory.
 inline Network prepare_fused(const Tensor& x, const char* name, const OptionalTensor& cond, const Tensor& params,
                              const Tensor& layers, const Tensor& features) {
   PFC_CHECK(x.dim() >= 1, name, " must have a batch dimension, got a scalar");
-  const DType dtype = dtype_of(x, name);
-  PFC_CHECK(dtype == DType::kFloat32 || dtype == DType::kFloat64, name, " must be float32 or float64, got ",
-            torch::headeronly::toString(x.scalar_type()));
-  const Place place(x);
-  place.check(params, "params");
-  PFC_CHECK(params.scalar_type() == x.scalar_type(), "params has dtype ",
-            torch::headeronly::toString(params.scalar_type()), ", ", name, " has ",
-            torch::headeronly::toString(x.scalar_type()));
-  if (cond) {
-    place.check(*cond, "cond");
-    PFC_CHECK(cond->scalar_type() == x.scalar_type(), "cond has dtype ",
-              torch::headeronly::toString(cond->scalar_type()), ", ", name, " has ",
-              torch::headeronly::toString(x.scalar_type()));
-    PFC_CHECK(cond->dim() == 2 && cond->size(1) >= 1, "cond must be [B, C] with C from 1 to ", kMaxInputs, ", got ",
-              shape_of(*cond));
-  }
-  return decode_network(params, layers, features, sample_size(x), cond ? cond->size(1) : 0);
+  return prepare_packed(Place(x), x.scalar_type(), name, sample_size(x), cond, params, layers, features);
 }
 
 inline NetworkCall prepare_network(const Tensor& x, const Tensor& t, const OptionalTensor& cond, const Tensor& params,

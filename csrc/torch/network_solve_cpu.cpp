@@ -1,65 +1,79 @@
-// network_solve on the CPU.
-#include "../cpu/engine.hpp"
-#include "adaptive.hpp"
+// network_solve_ and network_solve_log_prob_ on the CPU.
+#include "network_solve.hpp"
+
+#include "divergence.hpp"
 #include "network.hpp"
-#include "work.hpp"
 
 namespace pfc::ops {
 
 namespace {
 
-// Evaluations that a solve may be expected to take, for the number of threads.
-constexpr int64_t kEvaluations = 60;
+void check_condition_rows(const OptionalTensor& cond, int64_t batch) {
+  PFC_CHECK(!cond || cond->size(0) == batch, "cond has ", cond ? cond->size(0) : 0, " rows, x has ", batch, " samples");
+}
 
 void network_solve_(Tensor x, Tensor clock, Tensor counts, Tensor rows, OptionalTensor cond, Tensor params,
                     Tensor layers, Tensor features, Tensor times, Tensor table, int64_t slots, int64_t norm_elements,
                     int64_t max_nfe, double sign) {
   NetworkSolveArgs args;
   args.network = prepare_fused(x, "x", cond, params, layers, features);
-  AdaptiveArgs& solve = args.solve;
-  const Place place(x);
-  solve.batch = x.size(0);
-  solve.sample = sample_size(x);
-  const int64_t numel = solve.batch * solve.sample;
-  solve.row_count = times.numel();
-  const ScalarType state = x.scalar_type();
-  check_numbers(x, place, state, numel, "x");
-  check_numbers(rows, place, state, numel * solve.row_count, "rows");
-  check_numbers(clock, place, ScalarType::Double, solve.batch * clock_record::kWidth, "clock");
-  check_numbers(counts, place, ScalarType::Long, solve.batch * count_record::kWidth, "counts");
-  check_numbers(times, place, ScalarType::Double, 2, "times");
-  PFC_CHECK(!cond || cond->size(0) == solve.batch, "cond has ", cond ? cond->size(0) : 0, " rows, x has ", solve.batch,
-            " samples");
-  PFC_CHECK(norm_elements >= 0 && norm_elements <= solve.sample, "norm_elements is ", norm_elements, ", a sample has ",
-            solve.sample);
-  solve.table = check_method(table);
-  check_slots(solve.table, slots, solve.row_count);
-  if (numel == 0) return;
-  solve.slots = slots;
-  solve.norm = norm_elements;
-  solve.max_nfe = max_nfe;
-  solve.sign = sign;
-  solve.state_dtype = args.network.dtype;
-  solve.x = x.mutable_data_ptr();
-  solve.rows = rows.mutable_data_ptr();
-  solve.clock = static_cast<double*>(clock.mutable_data_ptr());
-  solve.counts = static_cast<int64_t*>(counts.mutable_data_ptr());
-  solve.times = static_cast<const double*>(times.const_data_ptr());
-  solve.places = solve.batch;
-  check_records(solve);
-  int64_t running = solve.batch;
-  solve.running = &running;
+  args.solve = prepare_solve(x, clock, counts, rows, times, table, slots, norm_elements, max_nfe, sign);
+  check_condition_rows(cond, args.solve.batch);
+  if (args.solve.batch == 0) return;
+  int64_t running = args.solve.batch;
+  args.solve.running = &running;
   const Tensor conditions = cond ? as_contiguous(*cond) : x;
   if (cond) args.cond = conditions.const_data_ptr();
   std::atomic<int64_t> next{0};
   const cpu::EngineKernels& engine = cpu::kernels<cpu::EngineKernels>();
   const cpu::AdaptiveKernels& adaptive = cpu::kernels<cpu::AdaptiveKernels>();
-  in_samples(solve.batch, samples_worth_a_thread(args.network, kEvaluations),
+  in_samples(args.solve.batch, samples_worth_a_thread(args.network, kEvaluations),
              [&](int64_t begin, int64_t end) { engine.network_solve(args, adaptive, next, end - begin); });
+}
+
+// [count, B, dim] of the network's dtype.
+Probes prepare_flat_probes(const Tensor& values, const Tensor& params, int64_t batch) {
+  PFC_CHECK(values.dim() == 3 && values.size(0) >= 1 && values.size(1) == batch, "probes must have shape [count, ",
+            batch, ", elements], got ", shape_of(values));
+  check_numbers(values, Place(params), params.scalar_type(), values.numel(), "probes");
+  Probes probes;
+  probes.values = values.const_data_ptr();
+  probes.count = values.size(0);
+  return probes;
+}
+
+void network_solve_log_prob_(Tensor x, Tensor clock, Tensor counts, Tensor rows, OptionalTensor cond, Tensor params,
+                             Tensor layers, Tensor features, OptionalTensor probes, Tensor times, Tensor table,
+                             int64_t slots, int64_t max_nfe, double sign) {
+  PFC_CHECK(x.dim() == 2 && x.scalar_type() == ScalarType::Double,
+            "x must be float64 [B, elements and integrals], got ", torch::headeronly::toString(x.scalar_type()), " ",
+            shape_of(x));
+  DensitySolveArgs args;
+  if (probes) args.probes = prepare_flat_probes(*probes, params, x.size(0));
+  const int64_t dim = x.size(1) - args.probes.estimates();
+  PFC_CHECK(dim >= 1 && (!probes || probes->size(2) == dim), "x has ", x.size(1), " columns, which must be the ",
+            probes ? probes->size(2) : 1, " elements or more of a sample and ", args.probes.estimates(), " integrals");
+  args.at.network = prepare_packed(Place(x), params.scalar_type(), "params", dim, cond, params, layers, features);
+  args.at.solve = prepare_solve(x, clock, counts, rows, times, table, slots, dim, max_nfe, sign);
+  check_condition_rows(cond, args.at.solve.batch);
+  if (args.at.solve.batch == 0) return;
+  int64_t running = args.at.solve.batch;
+  args.at.solve.running = &running;
+  const Tensor conditions = cond ? as_contiguous(*cond) : x;
+  if (cond) args.at.cond = conditions.const_data_ptr();
+  std::atomic<int64_t> next{0};
+  const cpu::EngineKernels& engine = cpu::kernels<cpu::EngineKernels>();
+  const cpu::AdaptiveKernels& adaptive = cpu::kernels<cpu::AdaptiveKernels>();
+  const int64_t evaluations = kEvaluations * with_products(args.at.network, args.probes);
+  in_samples(args.at.solve.batch, samples_worth_a_thread(args.at.network, evaluations),
+             [&](int64_t begin, int64_t end) { engine.density_solve(args, adaptive, next, end - begin); });
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(pyflowcore, CPU, m) { m.impl("network_solve_", TORCH_BOX(&network_solve_)); }
+STABLE_TORCH_LIBRARY_IMPL(pyflowcore, CPU, m) {
+  m.impl("network_solve_", TORCH_BOX(&network_solve_));
+  m.impl("network_solve_log_prob_", TORCH_BOX(&network_solve_log_prob_));
+}
 
 }  // namespace pfc::ops

@@ -12,6 +12,7 @@ from .._library import PyflowcoreWarning
 from ..field import Field
 from ..solving import solve
 from .divergence import Trace
+from .fused import FusedDensity, FusedTrace
 
 __all__ = ["Control", "integrate"]
 
@@ -28,8 +29,9 @@ class Control(NamedTuple):
 
 def integrate(
     control: Control, field: Field, x: Tensor, cond: dict[str, Any], trace: Trace
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(the state at the last time, the integral of div u [B, estimates] float64, nfe [B], status [B]) from x at the first.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, str]:
+    """(the state at the last time, the integral of div u [B, estimates] float64, nfe [B], status [B], what ran) from x at the
+    first.
 
     The steps are those of the state alone: the integral stays out of the error norm. Both are solved in float64 (in float32 the
     integral of many elements' divergence would lose its digits); the network reads its own dtype.
@@ -48,10 +50,11 @@ def integrate(
         joined = torch.cat([out.to(z.dtype).reshape(len(z), elements), traces], 1)
         return joined if field.sign == 1 else -joined
 
-    joined = Field(
-        both, path=field.path, time=field.time, time_shape=field.time_shape, round_time=field.round_time,
-        time_dtype=field.time_dtype or x.dtype,
-    )  # fmt: skip
+    facts: dict[str, Any] = {
+        "path": field.path, "time": field.time, "time_shape": field.time_shape, "round_time": field.round_time,
+        "time_dtype": field.time_dtype or x.dtype,
+    }  # fmt: skip
+    fused = FusedDensity(both, trace, dtype, **facts) if isinstance(trace, FusedTrace) else None
     start = torch.cat(
         [
             x.double().reshape(len(x), elements),
@@ -60,8 +63,8 @@ def integrate(
         dim=1,
     )
     found = solve(
-        joined, start, control.t, control.method, control.rtol, control.atol, cond, max_nfe=control.max_nfe,
-        norm_elements=elements if x.numel() else None, enable_grad=trace.differentiable,
+        fused or Field(both, **facts), start, control.t, control.method, control.rtol, control.atol, cond,
+        max_nfe=control.max_nfe, norm_elements=elements if x.numel() else None, enable_grad=trace.differentiable,
     )  # fmt: skip
     # The state of the solve is float64, so its own warning does not come.
     least = float(torch.as_tensor(control.rtol, dtype=torch.float64).min()) if len(x) else 1.0
@@ -73,4 +76,8 @@ def integrate(
             stacklevel=4,
         )
     end = found.x[-1]
-    return end[:, :elements].reshape(x.shape).to(x.dtype), end[:, elements:], found.nfe, found.status
+    steps = "adaptive steps"
+    if fused is not None:
+        steps += " in one operator call" if found.engine == "one call" else f" in a {found.engine}"
+    state = end[:, :elements].reshape(x.shape).to(x.dtype)
+    return state, end[:, elements:], found.nfe, found.status, steps

@@ -119,11 +119,11 @@ def log_prob(
     with torch.inference_mode(False), torch.set_grad_enabled(enable_grad):
         state = state_of(x1, "x1", enable_grad)
         trace = _trace(facts, divergence, state, (named, same), None, chunk, memory, enable_grad)
-        x0, change, nfe, status = _integrate(way, facts, state, named, trace)
+        x0, change, nfe, status, steps = _integrate(way, facts, state, named, trace)
         values = log_density(source, x0, _scale(facts, way))[:, None] + change
         values, status = checked(values, x0, change, status)
         found = LogProb(*_summary(values, divergence), nfe)
-    found.status, found.engine = status, _engine(way, trace)
+    found.status, found.engine = status, _engine(steps, trace)
     return found
 
 
@@ -172,11 +172,11 @@ def sample_with_log_prob(
             facts, _scale(facts, way), source, shape, keys, batch, x0, dtype, device, enable_grad
         )
         trace = _trace(facts, divergence, start, (named, same), keys, chunk, memory, enable_grad)
-        x1, change, nfe, status = _integrate(way, facts, start, named, trace)
+        x1, change, nfe, status, steps = _integrate(way, facts, start, named, trace)
         values = log_density(source, start, _scale(facts, way))[:, None] - change
         values, status = checked(values, x1, change, status)
         found = SampleWithLogProb(x1, *_summary(values, divergence), nfe)
-    found.status, found.engine = status, _engine(way, trace)
+    found.status, found.engine = status, _engine(steps, trace)
     return found
 
 
@@ -215,22 +215,21 @@ def _ends(t: Sequence[float]) -> tuple[float, float]:
 
 def _integrate(
     way: Plan | Control, field: Field, x: Tensor, cond: dict[str, Any], trace: Trace
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(state at the last time, integral of div u [B, estimates], nfe [B], status [B])."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, str]:
+    """(state at the last time, integral of div u [B, estimates], nfe [B], status [B], what took the steps)."""
     if isinstance(way, Control):
         return adaptive.integrate(way, field, x, cond, trace)
     if isinstance(trace, FusedTrace):
+        steps = "fixed steps in one operator call"
         end, change = trace.along(way, x)
     else:
+        steps = "fixed steps"
         end, change = fixed.integrate(way, field, x, cond, trace)
     nfe = torch.full(x.shape[:1], way.nfe, dtype=torch.int64, device=x.device)
-    return end, change, nfe, torch.full_like(nfe, Status.SUCCESS)
+    return end, change, nfe, torch.full_like(nfe, Status.SUCCESS), steps
 
 
-def _engine(way: Plan | Control, trace: Trace) -> str:
-    steps = "adaptive steps" if isinstance(way, Control) else "fixed steps"
-    if isinstance(trace, FusedTrace) and isinstance(way, Plan):
-        steps = "fixed steps in one operator call"
+def _engine(steps: str, trace: Trace) -> str:
     return f"{steps}; {trace.engine}" if trace.engine else steps
 
 

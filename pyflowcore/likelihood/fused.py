@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _core, _library
+from ..adaptive_loop import Buffers, OneCallField, Problem
 from ..calls import check_field
 from ..field import Field
 from ..fuse import FusedField
 from ..plans import Plan
 from .divergence import Trace
 
-__all__ = ["FusedTrace", "fused_trace"]
+__all__ = ["FusedDensity", "FusedTrace", "fused_trace"]
 
 _R = _core.record
 
@@ -63,6 +65,31 @@ class FusedTrace(Trace):
             field.features, table, (table[:, _R["evaluates"]] != 0.0).long(), self.probes,
         )  # fmt: skip
         return end, change
+
+
+class FusedDensity(OneCallField):
+    """A fused field with its divergence, over the states [x, integrals] of an adaptive solve, float64.
+
+    Args:
+        both: what it computes, for a solve that is a loop after all; sign included.
+        trace: of the fused field.
+        network_dtype: which the network reads.
+        facts: as of :class:`pyflowcore.Field`.
+    """
+
+    def __init__(
+        self, both: Callable[..., Tensor], trace: FusedTrace, network_dtype: torch.dtype, **facts: Any
+    ) -> None:
+        super().__init__(both, **facts)
+        self.trace, self.network_dtype = trace, network_dtype
+
+    def solve_in_one_call(self, problem: Problem, buffers: Buffers) -> None:
+        field, b, probes = self.trace.field, buffers, self.trace.probes
+        torch.ops.pyflowcore.network_solve_log_prob_(
+            b.x, b.clock, b.counts, b.rows, self.trace.condition, field.params(self.network_dtype), field.layers,
+            field.features, None if probes is None else probes.reshape(*probes.shape[:2], -1), b.times, b.table, b.slots,
+            problem.max_nfe, float(field.sign),
+        )  # fmt: skip
 
 
 def fused_trace(
