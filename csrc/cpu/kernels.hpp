@@ -33,6 +33,16 @@ struct Kernels {
 
 // The best set for this machine, or the one named by the environment variable PYFLOWCORE_CPU_ISA or by select_isa.
 const Kernels& kernels();
+// The same for a group of kernels that has a file of its own, which defines the members `baseline`, `avx2` and `avx512`.
+template <class Group>
+const Group& kernels() {
+#if defined(PFC_HAVE_X86_LEVELS)
+  const char level = kernels().isa[3];  // baseline, avx2, avx512
+  if (level == '5') return Group::avx512;
+  if (level == '2') return Group::avx2;
+#endif
+  return Group::baseline;
+}
 // "baseline", "avx2" or "avx512"; false if this machine or this build does not have it.
 bool select_isa(const char* name);
 bool has_isa(const char* name);
