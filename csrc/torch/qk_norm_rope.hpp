@@ -107,8 +107,8 @@ inline void set_output(QkCall& call, int which, const Tensor& buffer, int64_t of
   check_written(buffer, name);
   args.out_batch[which] = heads * buffer.size(2) * args.head;
   args.out_head[which] = buffer.size(2) * args.head;
-  args.out[which] = static_cast<char*>(buffer.mutable_data_ptr()) +
-                    offset * args.head * static_cast<int64_t>(buffer.element_size());
+  args.out[which] =
+      static_cast<char*>(buffer.mutable_data_ptr()) + offset * args.head * static_cast<int64_t>(buffer.element_size());
 }
 
 inline std::array<Tensor, 3> new_outputs(QkCall& call) {

@@ -22,15 +22,16 @@ void run(QkArgs& args) {
   if (args.batch * args.tokens * width == 0) return;
   args.streaming = worth_streaming(args);
   const auto& kernels = cpu::kernels<cpu::TokenKernels>();
-  in_units(args.batch * args.tokens, width, [&](int64_t begin, int64_t end) { kernels.qk_norm_rope(args, begin, end); });
+  in_units(args.batch * args.tokens, width,
+           [&](int64_t begin, int64_t end) { kernels.qk_norm_rope(args, begin, end); });
 }
 
 void qk_norm_rope_(Tensor qkv, Tensor q, Tensor k, Tensor v, int64_t heads, int64_t kv_heads, OptionalTensor bias,
                    OptionalTensor q_weight, OptionalTensor k_weight, OptionalTensor q_shift, OptionalTensor k_shift,
                    int64_t norm, double eps, OptionalTensor cos, OptionalTensor sin, bool adjacent, int64_t q_offset,
                    int64_t kv_offset) {
-  QkCall call = prepare_qk(qkv, heads, kv_heads, bias, q_weight, k_weight, q_shift, k_shift, norm, eps, cos, sin,
-                           adjacent);
+  QkCall call =
+      prepare_qk(qkv, heads, kv_heads, bias, q_weight, k_weight, q_shift, k_shift, norm, eps, cos, sin, adjacent);
   set_output(call, 0, q, q_offset, "q");
   set_output(call, 1, k, kv_offset, "k");
   set_output(call, 2, v, kv_offset, "v");
@@ -41,8 +42,8 @@ std::tuple<Tensor, Tensor, Tensor> qk_norm_rope(Tensor qkv, int64_t heads, int64
                                                 OptionalTensor q_weight, OptionalTensor k_weight,
                                                 OptionalTensor q_shift, OptionalTensor k_shift, int64_t norm,
                                                 double eps, OptionalTensor cos, OptionalTensor sin, bool adjacent) {
-  QkCall call = prepare_qk(qkv, heads, kv_heads, bias, q_weight, k_weight, q_shift, k_shift, norm, eps, cos, sin,
-                           adjacent);
+  QkCall call =
+      prepare_qk(qkv, heads, kv_heads, bias, q_weight, k_weight, q_shift, k_shift, norm, eps, cos, sin, adjacent);
   const std::array<Tensor, 3> out = new_outputs(call);
   run(call.args);
   return {out[0], out[1], out[2]};

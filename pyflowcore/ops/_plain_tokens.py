@@ -93,7 +93,95 @@ def qk_norm_rope_(
         buffer[:, :, offset : offset + tokens].copy_(value)
 
 
+# -------------------------------------------------------------------------------------------------- group_norm_silu
+def per_channel(value: Tensor, like: Tensor) -> Tensor:
+    """[C] or [B, C] in the shape and dtype that multiply ``like`` [B, C, ...]."""
+    return value.to(like.dtype).reshape(*value.shape, *[1] * (like.dim() - 2))
+
+
+def grouped(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """x [B, C, ...] normalised over its groups, of the same shape, and the inverse deviations [B, G, 1]."""
+    flat = x.reshape(x.shape[0], groups, -1)
+    centred = flat - flat.mean(-1, keepdim=True)
+    inverse = 1.0 / torch.sqrt(centred.square().mean(-1, keepdim=True) + eps)
+    return (centred * inverse).reshape(x.shape), inverse
+
+
+def modulated(
+    normal: Tensor, weight: Tensor | None, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(normal weight + bias) before the modulation, and after it."""
+    own = normal if weight is None else normal * per_channel(weight, normal)
+    own = own if bias is None else own + per_channel(bias, normal)
+    h = own if scale is None else own * (1.0 + per_channel(scale, normal))
+    return own, h if shift is None else h + per_channel(shift, normal)
+
+
+def group_norm_silu(
+    x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None,
+    eps: float, silu: bool,
+) -> Tensor:  # fmt: skip
+    _say(x, "group_norm_silu")
+    if not x.numel():
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    normal, _ = grouped(x.to(compute_dtype(x)), groups, eps)
+    _, h = modulated(normal, weight, bias, scale, shift)
+    return (torch.nn.functional.silu(h) if silu else h).to(x.dtype).contiguous()
+
+
+def group_norm_silu_(
+    x: Tensor, out: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, scale: Tensor | None,
+    shift: Tensor | None, eps: float, silu: bool,
+) -> None:  # fmt: skip
+    out.copy_(group_norm_silu(x, groups, weight, bias, scale, shift, eps, silu))
+
+
+# ------------------------------------------------------------------------------------------------ timestep_features
+def timestep_features(
+    t: Tensor, width: int, scale: float, period: float, last: float, sine_first: bool, dtype: torch.dtype
+) -> Tensor:
+    _say(t, "timestep_features")
+    return sinusoids(t, width, scale, period, last, sine_first, dtype)
+
+
+def sinusoids(
+    t: Tensor, width: int, scale: float, period: float, last: float, sine_first: bool, dtype: torch.dtype
+) -> Tensor:
+    """Differentiable in t. Where a device has no float64 the phases are float32."""
+    half = width // 2
+    wide = torch.float32 if t.device.type == "mps" else torch.float64
+    exponents = torch.arange(half, dtype=wide, device=t.device) / (half - last)
+    phase = (scale * t.to(wide))[:, None] * period**-exponents
+    parts = (phase.sin(), phase.cos()) if sine_first else (phase.cos(), phase.sin())
+    return torch.cat(parts, dim=-1).to(dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------- patches
+def patchify_(x: Tensor, out: Tensor, high: int, wide: int, channels_first: bool) -> None:
+    _say(x, "patchify")
+    batch, channels, height, width = x.shape
+    grid = x.reshape(batch, channels, height // high, high, width // wide, wide)
+    out.copy_(grid.permute((0, 2, 4, 1, 3, 5) if channels_first else (0, 2, 4, 3, 5, 1)).reshape(out.shape))
+
+
+def unpatchify_(tokens: Tensor, out: Tensor, high: int, wide: int, channels_first: bool) -> None:
+    _say(tokens, "unpatchify")
+    batch, channels, height, width = out.shape
+    rows, columns = height // high, width // wide
+    inside = (channels, high, wide) if channels_first else (high, wide, channels)
+    grid = tokens.reshape(batch, rows, columns, *inside)
+    out.copy_(grid.permute((0, 3, 1, 4, 2, 5) if channels_first else (0, 5, 1, 3, 2, 4)).reshape(out.shape))
+
+
 def register() -> None:
     """Serves every backend that has no kernels of its own."""
-    for operator in (qk_norm_rope, qk_norm_rope_):
+    for operator in (
+        qk_norm_rope,
+        qk_norm_rope_,
+        group_norm_silu,
+        group_norm_silu_,
+        timestep_features,
+        patchify_,
+        unpatchify_,
+    ):
         _library.definitions.impl(operator.__name__, operator, "CompositeExplicitAutograd")

@@ -44,3 +44,21 @@ def qk_norm_rope(
     if cos is not None:
         q, k = turned(q, cos, sin, pairs), turned(k, cos, sin, pairs)
     return q, k, v
+
+
+def group_norm_silu(x, groups, weight=None, bias=None, scale=None, shift=None, eps=1e-5, silu=True):
+    """silu((norm(x) weight + bias) (1 + scale) + shift)."""
+    if not x.size:
+        return x
+
+    def shaped(value):
+        return value.reshape(*value.shape, *[1] * (x.ndim - 2))
+
+    flat = x.reshape(x.shape[0], groups, -1)
+    centred = flat - flat.mean(-1, keepdims=True)
+    h = (centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps)).reshape(x.shape)
+    h = h if weight is None else h * shaped(weight)
+    h = h if bias is None else h + shaped(bias)
+    h = h if scale is None else h * (1 + shaped(scale))
+    h = h if shift is None else h + shaped(shift)
+    return h / (1 + np.exp(-h)) if silu else h
