@@ -109,9 +109,9 @@ def test_refusals():
         ops.patchify(x, 0)
     with pytest.raises(ValueError, match="order must be 'channels_first' or 'channels_last', got 'rows'"):
         ops.patchify(x, 2, order="rows")
-    with pytest.raises(TypeError, match="x must be float32.*int64"):
+    with pytest.raises(TypeError, match=r"x must be float32.*int64"):
         ops.patchify(x.long(), 2)
-    with pytest.raises(TypeError, match="dtype must be float32.*int64"):
+    with pytest.raises(TypeError, match=r"dtype must be float32.*int64"):
         ops.patchify(x, 2, dtype=torch.int64)
     with pytest.raises(
         ValueError, match=r"tokens must be \[B, 6, C \* 4\] for a grid of 2 x 3, got \[2, 5, 12\]"

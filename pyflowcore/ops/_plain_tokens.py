@@ -1,4 +1,4 @@
-"""The operators on tokens and feature maps in plain PyTorch: for devices without compiled kernels. Differentiable as they stand.
+"""The operators on tokens and feature maps in plain PyTorch, for devices without compiled kernels; differentiable.
 
 The arithmetic is in float32, or float64 for float64 storage, and rounded once, as in the kernels.
 """

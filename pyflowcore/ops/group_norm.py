@@ -98,7 +98,7 @@ def group_norm_silu(
         tensor is not None and tensor.requires_grad for tensor in (x, weight, bias, scale, shift)
     )
     if learns or torch.compiler.is_compiling() or type(x) is not Tensor:
-        return torch.ops.pyflowcore.group_norm_silu(x, groups, weight, bias, scale, shift, eps, silu)  # type: ignore[no-any-return]
+        return torch.ops.pyflowcore.group_norm_silu(x, groups, weight, bias, scale, shift, eps, silu)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     torch.ops.pyflowcore.group_norm_silu_(x, out, groups, weight, bias, scale, shift, eps, silu)
     return out

@@ -70,7 +70,7 @@ def patchify(
             f"x must be [B, C, H, W] with sides that {high} and {wide} divide, got {list(x.shape)}"
         )
     if _learns(x):
-        return torch.ops.pyflowcore.patchify(x, high, wide, order == "channels_first", to)  # type: ignore[no-any-return]
+        return torch.ops.pyflowcore.patchify(x, high, wide, order == "channels_first", to)
     return _patchify(x, high, wide, order == "channels_first", to)
 
 
@@ -100,7 +100,7 @@ def unpatchify(
     if _learns(tokens):
         return torch.ops.pyflowcore.unpatchify(
             tokens, rows, columns, high, wide, order == "channels_first", to
-        )  # type: ignore[no-any-return]
+        )
     return _unpatchify(tokens, rows, columns, high, wide, order == "channels_first", to)
 
 

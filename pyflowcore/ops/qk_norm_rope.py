@@ -144,7 +144,7 @@ def qk_norm_rope(
     if learns or torch.compiler.is_compiling() or type(qkv) is not Tensor:
         return torch.ops.pyflowcore.qk_norm_rope(
             qkv, heads, kv_heads, bias, q_weight, k_weight, q_shift, k_shift, number, eps, cos, sin, adjacent
-        )  # type: ignore[no-any-return]
+        )
     # An operator with a gradient costs tens of microseconds even where none is wanted.
     batch, tokens = qkv.shape[:2]
     q = qkv.new_empty((batch, heads, tokens, head))

@@ -60,7 +60,7 @@ def timestep_features(
         raise TypeError(f"dtype must be float32 or float64, got {dtype}")
     if t.requires_grad and torch.is_grad_enabled():
         return _plain_tokens.sinusoids(t, width, scale, period, last, sine_first, dtype)
-    return torch.ops.pyflowcore.timestep_features(t, width, scale, period, last, sine_first, dtype)  # type: ignore[no-any-return]
+    return torch.ops.pyflowcore.timestep_features(t, width, scale, period, last, sine_first, dtype)
 
 
 @torch.library.register_fake("pyflowcore::timestep_features", lib=_library.definitions)
