@@ -24,8 +24,10 @@ Tensor = torch.Tensor
 def _case(
     name: str, params: dict[str, object], footprint: int, operations: int, options: Options,
     make: Callable[[], tuple[Tensor, ...]], ours: Callable[..., object], eager: Callable[..., object], tolerance: float,
+    into: Callable[..., object] | None = None,
 ) -> Case:  # fmt: skip
-    """One pass that reads and writes as many bytes; new memory for the result on all sides."""
+    """One pass that reads and writes as many bytes. ``into`` writes to the memory of an earlier result, as the copy does;
+    on the other sides it is new, and on a CPU the system's work of mapping it is part of the time."""
     heat, sets = sets_for(footprint, options.device)
 
     def check() -> None:
@@ -39,6 +41,9 @@ def _case(
             Arm("fused", "candidate", [functools.partial(ours, *one) for one in operands]),
             Arm("eager", "baseline", [functools.partial(eager, *one) for one in operands]),
         ]
+        if into is not None:
+            calls = [functools.partial(into, ours(*one), *one) for one in operands]
+            arms.insert(0, Arm("fused, into memory", "candidate", calls))
         skipped = {}
         fast = compiled(options, name, eager, *operands[0])
         if isinstance(fast, str):
@@ -101,13 +106,20 @@ def qk_cases(options: Options) -> Iterator[Case]:
                         x, heads, bias=bias, norm="rms", q_weight=weight, k_weight=weight, cos=cos, sin=sin
                     )
 
+                def into(
+                    out: tuple[Tensor, ...], x: Tensor, bias: Tensor, weight: Tensor, cos: Tensor, sin: Tensor
+                ) -> None:
+                    ops.qk_norm_rope_(
+                        x, *out, bias=bias, norm="rms", q_weight=weight, k_weight=weight, cos=cos, sin=sin
+                    )
+
                 elements = batch * length * width
                 short = str(dtype).removeprefix("torch.")
                 yield _case(
                     f"{show_size(n)} elements, heads of {head}, {short}",
                     {"n": n, "head": head, "dtype": short},
                     2 * elements * dtype.itemsize, 6 * elements, options, make, ours,
-                    functools.partial(_qk_eager, heads), 1e-5 if dtype == torch.float32 else 4e-2,
+                    functools.partial(_qk_eager, heads), 1e-5 if dtype == torch.float32 else 4e-2, into,
                 )  # fmt: skip
 
 
@@ -137,11 +149,16 @@ def norm_cases(options: Options) -> Iterator[Case]:
             def ours(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> object:
                 return ops.group_norm_silu(x, 32, weight, bias, scale=scale, shift=shift)
 
+            def into(
+                out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor
+            ) -> None:
+                ops.group_norm_silu_(x, out, 32, weight, bias, scale=scale, shift=shift)
+
             elements = batch * 256 * side * side
             short = str(dtype).removeprefix("torch.")
             yield _case(
                 f"{show_size(n)} elements, {short}", {"n": n, "dtype": short}, 2 * elements * dtype.itemsize,
-                25 * elements, options, make, ours, _norm_eager, 1e-4 if dtype == torch.float32 else 6e-2,
+                25 * elements, options, make, ours, _norm_eager, 1e-4 if dtype == torch.float32 else 6e-2, into,
             )  # fmt: skip
 
 
@@ -171,4 +188,5 @@ def patch_cases(options: Options) -> Iterator[Case]:
             yield _case(
                 f"{show_size(n)} elements, {short}", {"n": n, "dtype": short}, 2 * elements * dtype.itemsize, 0,
                 options, make, lambda x: ops.patchify(x, 2), _patch_eager, 0.0,
+                lambda out, x: torch.ops.pyflowcore.patchify_(x, out, 2, 2, True),
             )  # fmt: skip

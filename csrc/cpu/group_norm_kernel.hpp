@@ -25,7 +25,17 @@ inline NormSums norm_chunk(const void* x, int64_t begin, int64_t end, double piv
   };
   int64_t i = begin;
   for (; i + kNormLanes <= end; i += kNormLanes)
-    for (int p = 0; p < kParts; ++p) add(p, load_native<double>(x, kType, i + p * kLanes));
+    if constexpr (kType == DType::kFloat32 || kType == DType::kFloat64) {
+      for (int p = 0; p < kParts; ++p) add(p, load_native<double>(x, kType, i + p * kLanes));
+    } else {
+      // Half types are widened a whole vector of float32 at a time.
+      typename NativeOf<float, kLanes>::type part[kParts];
+      for (int p = 0; p < kParts; p += 2) {
+        const auto wide = load_native<float>(x, kType, i + p * kLanes);
+        __builtin_memcpy(&part[p], &wide, sizeof(wide));
+      }
+      for (int p = 0; p < kParts; ++p) add(p, __builtin_convertvector(part[p], V));
+    }
   if (i < end) {
     alignas(64) double rest[kNormLanes];
     for (int l = 0; l < kNormLanes; ++l) rest[l] = i + l < end ? load_one<double>(x, kType, i + l) : pivot;
