@@ -1,15 +1,19 @@
 """The torch operators: for each, its signature and checks, docstring, fake kernel and gradient. The compiled kernels are in
 ``csrc/``; ``_plain*.py`` have the PyTorch versions that run where there are none."""
 
-from . import _plain, _plain_divergence, _plain_engine
+from . import _plain, _plain_divergence, _plain_engine, _plain_tokens
 from . import adaptive as adaptive
 from . import block as block
 from .combine import combine, combine_
 from .divergence import network_divergence, trajectory_log_prob
+from .group_norm import group_norm_silu, group_norm_silu_
 from .guide import combine_mixed_, guide_
 from .interpolate import Interpolated, interpolate
 from .network import network
+from .patches import patchify, unpatchify
+from .qk_norm_rope import qk_norm_rope, qk_norm_rope_
 from .randn import randn
+from .timestep import timestep_features
 from .trajectory import trajectory
 
 __all__ = [
@@ -17,13 +21,20 @@ __all__ = [
     "combine",
     "combine_",
     "combine_mixed_",
+    "group_norm_silu",
+    "group_norm_silu_",
     "guide_",
     "interpolate",
     "network",
     "network_divergence",
+    "patchify",
+    "qk_norm_rope",
+    "qk_norm_rope_",
     "randn",
+    "timestep_features",
     "trajectory",
     "trajectory_log_prob",
+    "unpatchify",
 ]
 
 # Last, for the schemas above.
@@ -31,3 +42,4 @@ _plain.register()
 _plain_engine.register()
 _plain_divergence.register()
 block.register()
+_plain_tokens.register()
