@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyflowcore import models
-from pyflowcore.models.dit import sincos_positions, timestep_embedding
+from pyflowcore.models.embeddings import sincos_positions, timestep_embedding
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """Reference networks in plain PyTorch, one readable file each.
 
 Every model has ``config`` (its constructor's arguments, JSON values), ``shape`` (of one sample), ``num_classes`` and
-``null_class``; ``build`` makes it again from its name and its config.
+``null_class``; ``build`` makes it again from its name and its config, and ``named`` makes a published size.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 from .dit import DiT
 from .mlp import MLP
+from .sizes import SIZES
 
 Model = DiT | MLP
 _MODELS: dict[str, type[DiT] | type[MLP]] = {"DiT": DiT, "MLP": MLP}
@@ -30,4 +31,16 @@ def build(name: str, config: Mapping[str, Any]) -> Model:
         raise ValueError(f"config does not fit {name}: {error}") from None
 
 
-__all__ = ["MLP", "DiT", "Model", "build"]
+def named(name: str, **changes: Any) -> Model:
+    """A published size, "SiT-XL/2" say, with fresh weights; ``changes`` replace its arguments (``size=64`` for 512 x 512).
+
+    Raises:
+        ValueError: for an unknown name, or changes that the model does not take.
+    """
+    if name not in SIZES:
+        raise ValueError(f"name must be one of {sorted(SIZES)}; got {name!r}")
+    model, config = SIZES[name]
+    return build(model, config | changes)
+
+
+__all__ = ["MLP", "SIZES", "DiT", "Model", "build", "named"]

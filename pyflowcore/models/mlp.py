@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from .dit import timestep_embedding
+from .embeddings import timestep_embedding
 
 
 class MLP(nn.Module):

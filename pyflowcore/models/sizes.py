@@ -1,0 +1,54 @@
+"""Published sizes of reference models, by name: the arguments that build them.
+
+Facts from the papers and their authors' repositories (facebookresearch/DiT, willisma/SiT, hustvl/LightningDiT);
+docs/models.md says which counts they were checked against.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Width, depth and heads of the transformers, which DiT took from ViT; LightningDiT adds two.
+_TRANSFORMERS = {
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1152, 28, 16),
+    "1p0B": (1536, 24, 24),
+    "1p6B": (1792, 28, 28),
+}
+# ImageNet at 256 x 256 as 4 channels at an eighth of the side; the head computes a variance for each channel.
+_SIT = {"size": 32, "channels": 4, "outputs": 8, "time_dim": 256, "time_scale": 1.0, "num_classes": 1000}
+# The same images as 32 channels at a sixteenth ("f16d32"). QK-norm is off in the published weights; the authors advise
+# qk_norm="rms" where training diverges.
+_LIGHTNING = {
+    "size": 16,
+    "channels": 32,
+    "time_dim": 256,
+    "time_scale": 1.0,
+    "num_classes": 1000,
+    "mlp": "swiglu",
+    "norm": "rms",
+    "norm_affine": True,
+    "rope": True,
+}
+_FAMILIES: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]]]] = {
+    "DiT": (_SIT, dict.fromkeys(("S", "B", "L", "XL"), (2, 4, 8))),
+    "SiT": (_SIT, dict.fromkeys(("S", "B", "L", "XL"), (2, 4, 8))),
+    "LightningDiT": (_LIGHTNING, dict.fromkeys(_TRANSFORMERS, (1, 2))),
+}
+
+
+def _table() -> dict[str, tuple[str, dict[str, Any]]]:
+    table: dict[str, tuple[str, dict[str, Any]]] = {}
+    for family, (common, patches) in _FAMILIES.items():
+        for size, sides in patches.items():
+            width, depth, heads = _TRANSFORMERS[size]
+            for patch in sides:
+                own = {"patch": patch, "width": width, "depth": depth, "heads": heads}
+                table[f"{family}-{size}/{patch}"] = "DiT", common | own
+    return table
+
+
+#: Name -> (class, as ``build`` takes it; arguments).
+SIZES: dict[str, tuple[str, dict[str, Any]]] = _table()
