@@ -49,7 +49,7 @@ def test_dit_at_512():
     assert f"{counted('DiT-XL/2', size=64).multiply_adds / 1e9:.1f}" == "524.6"
 
 
-@pytest.mark.parametrize("name", models.SIZES)
+@pytest.mark.parametrize("name", [name for name, (kind, _) in models.SIZES.items() if kind == "DiT"])
 def test_every_name_builds_with_its_patch_and_can_be_built_again(name):
     with torch.device("meta"):
         model = models.named(name, depth=1)

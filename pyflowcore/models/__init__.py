@@ -11,14 +11,16 @@ from typing import Any
 
 from .dit import DiT
 from .mlp import MLP
+from .resmlp import ResMLP
 from .sizes import SIZES
+from .unet import UNet
 
-Model = DiT | MLP
-_MODELS: dict[str, type[DiT] | type[MLP]] = {"DiT": DiT, "MLP": MLP}
+Model = DiT | MLP | ResMLP | UNet
+_MODELS: dict[str, type[Model]] = {"DiT": DiT, "MLP": MLP, "ResMLP": ResMLP, "UNet": UNet}
 
 
 def build(name: str, config: Mapping[str, Any]) -> Model:
-    """The model called ``name`` ("DiT" or "MLP") with the arguments ``config``, as a checkpoint stores them.
+    """The model called ``name`` ("DiT", "MLP", "ResMLP" or "UNet") with the arguments ``config``, as a checkpoint stores them.
 
     Raises:
         ValueError: for an unknown name, or a config that the model does not take.
@@ -43,4 +45,4 @@ def named(name: str, **changes: Any) -> Model:
     return build(model, config | changes)
 
 
-__all__ = ["MLP", "SIZES", "DiT", "Model", "build", "named"]
+__all__ = ["MLP", "SIZES", "DiT", "Model", "ResMLP", "UNet", "build", "named"]
