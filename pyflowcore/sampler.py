@@ -174,7 +174,9 @@ class Sampler:
         Raises:
             TypeError, ValueError: where the call would refuse field or arguments.
         """
-        return engine.explain(read_call(self.plan, self.guidance, field, **arguments))
+        return engine.explain(
+            read_call(self.plan, self.guidance, field, **arguments), self.branches == "calls"
+        )
 
     def capture(
         self,

@@ -217,6 +217,19 @@ def test_facts_of_the_field_are_kept() -> None:
     )
 
 
+def test_explain_says_what_runs() -> None:
+    field = pfc.prepare(dit(mlp="swiglu"))
+    cond, null = {"y": torch.tensor([1])}, {"y": torch.tensor([5])}
+    plan = pfc.plan("euler", steps=2)
+    plain = pfc.Sampler(plan).explain(field, cond=cond)
+    assert {"qk_norm_rope", "swiglu", "norm_modulate", "gate_residual_norm_"} <= set(plain.operators)
+    assert "once for all rows" in dict(plain.parts)["network"]
+    apart = pfc.Sampler(plan, pfc.CFG(2.0), branches="calls").explain(field, cond=cond, uncond=null)
+    assert "once an evaluation" in dict(apart.parts)["network"]
+    learning = pfc.Sampler(plan).explain(field, cond=cond, enable_grad=True)
+    assert "gradient is wanted" in dict(learning.parts)["network"] and "qk_norm_rope" not in learning.operators
+
+
 def test_refusals() -> None:
     with pytest.raises(TypeError, match=r"model must be one of .*DiT.*got Linear"):
         pfc.prepare(nn.Linear(2, 2))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..models.dit import Block, DiT
+from ..models.feedforward import SwiGLU
 from .packing import Evaluate, Packed
 from .parts import attended, gated_into, hidden, modulated
 from .steering import Steering
@@ -24,6 +25,11 @@ class PackedDiT(Packed[DiT]):
     """A DiT ready for evaluation."""
 
     conditions = ("y", "c")
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        gated = isinstance(self.model.blocks[0].mlp, SwiGLU)
+        return "norm_modulate", "gate_residual_norm_", "qk_norm_rope", "swiglu" if gated else "gelu_"
 
     def begin(self, times: Tensor, cond: dict[str, Any], n: int) -> Evaluate:
         model, dtype = self.model, self.dtype

@@ -30,6 +30,11 @@ class Packed(ABC, Generic[Model]):
 
     conditions: ClassVar[tuple[str, ...]]
 
+    @property
+    @abstractmethod
+    def operators(self) -> tuple[str, ...]:
+        """Of torch.ops.pyflowcore, those that run."""
+
     def __init__(self, source: Model, dtype: torch.dtype | None) -> None:
         self.source = source
         self._dtype = dtype
