@@ -13,6 +13,7 @@ from .likelihood import Hutchinson, log_prob, sample_with_log_prob
 from .ops import Interpolated, interpolate, randn
 from .plans import Plan
 from .predictions import EDM, Scaled
+from .prepare import PreparedField, prepare
 from .run import Run, Step, Trajectory
 from .sampler import Sampler
 from .solving import Solution, Status, solve
@@ -32,6 +33,7 @@ __all__ = [
     "Info",
     "Interpolated",
     "Plan",
+    "PreparedField",
     "PyflowcoreWarning",
     "Run",
     "Sampler",
@@ -51,6 +53,7 @@ __all__ = [
     "paths",
     "plan",
     "plot",
+    "prepare",
     "randn",
     "sample_with_log_prob",
     "select_cpu_isa",

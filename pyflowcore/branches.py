@@ -14,6 +14,8 @@ from ._library import PyflowcoreWarning
 from .field import Field
 from .guidance import CFG
 from .plans import Plan
+from .prepare.field import PreparedField
+from .prepare.packing import Evaluate
 from .scales import Scale, as_scale, seen
 
 __all__ = ["batches", "conditions_of", "evaluator", "guided", "scales_of", "without_branch"]
@@ -159,13 +161,17 @@ def evaluator(
     shared: dict[str, Any],
     other: Field,
     other_times: list[Tensor] | None,
+    row_times: Callable[[], Tensor] | None = None,
 ) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """How a step is evaluated: (the output, the unconditional one if it is a tensor of its own).
 
-    ``other`` evaluates ``split``: the field itself, or a weaker one at times of its own, row by row.
+    ``other`` evaluates ``split``: the field itself, or a weaker one at times of its own, row by row. ``row_times`` gives the
+    network's time of every row of the plan, [rows], to prepared fields, unless a gradient is wanted.
     """
     net = field.net
     single = {**several[0], **shared}
+    if split is None and row_times is not None and isinstance(field, PreparedField):
+        return _prepared(field, single if stacked is None else {**stacked, **shared}, row_times())
     if stacked is not None:
         every = {**stacked, **shared}
         return lambda step: (net(step.x, step.time, **(every if step.branches > 1 else single)), None)
@@ -205,6 +211,22 @@ def evaluator(
         return (outs[0] if len(outs) == 1 else torch.cat(outs)), u
 
     return by_calls
+
+
+def _prepared(
+    field: PreparedField, cond: dict[str, Any], times: Tensor
+) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """Rows of one trajectory; the first of them says how many samples there are in all branches."""
+    evaluate: Evaluate | None = None
+    batch = conditions.batch_of(cond)
+
+    def by_row(step: Any) -> tuple[Tensor, Tensor | None]:
+        nonlocal evaluate
+        if evaluate is None:
+            evaluate = field.trajectory(times, cond, len(step.x) if batch is None else batch)
+        return evaluate(step.x, step.row), None
+
+    return by_row
 
 
 def _check_apart(out: object, later: object) -> None:

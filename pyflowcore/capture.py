@@ -82,6 +82,9 @@ class CapturedRun:
             stacked=doubled is not None, scale_per_sample=True, several=len(several),
         )  # fmt: skip
         self._weak_times = sampler._weak_times(self._weak, self._x0)
+        self._row_times = sampler._row_times(
+            field, self._x0
+        )()  # on the device: a captured region takes no copy to it
         self._branches, self._scales = self._run.branches, self._run.guidance
         self._lock = threading.Lock()
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -174,7 +177,14 @@ class CapturedRun:
             self._how, several, self._uncond, self._guided, self.batch, self._weak
         )
         evaluate = branches.evaluator(
-            self._field, doubled, several, split, self._shared, self._weak or self._field, self._weak_times
+            self._field,
+            doubled,
+            several,
+            split,
+            self._shared,
+            self._weak or self._field,
+            self._weak_times,
+            lambda: self._row_times,
         )
         run.begin(self._x0)
         for step in run:

@@ -19,7 +19,7 @@ from .guide import guide_for
 from .initial import Begin, check_shape, count_of, seeds_once, start_of
 from .plans import Plan
 from .program import program_of
-from .row_times import no_net, times_of_rows
+from .row_times import cast_times, no_net, times_of_rows
 from .run import Run, Trajectory
 from .scales import Scale
 
@@ -174,7 +174,9 @@ class Sampler:
         Raises:
             TypeError, ValueError: where the call would refuse field or arguments.
         """
-        return engine.explain(read_call(self.plan, self.guidance, field, **arguments))
+        return engine.explain(
+            read_call(self.plan, self.guidance, field, **arguments), self.branches == "calls"
+        )
 
     def capture(
         self,
@@ -245,6 +247,7 @@ class Sampler:
             call.shared,
             weak or facts,
             self._weak_times(weak, run.buffers.x),
+            None if call.enable_grad else self._row_times(facts, run.buffers.x),
         )
         with torch.set_grad_enabled(call.enable_grad):
             return self._drive(run, facts, evaluate, call.callback, call.progress, call.return_trajectory)
@@ -302,6 +305,10 @@ class Sampler:
         return (
             None if weak is None else times_of_rows(self.plan, weak, state, [1] * len(self.plan.facts), False)
         )
+
+    def _row_times(self, field: Field, state: Tensor) -> Callable[[], Tensor]:
+        """The network's time of every row, for fields that make something of all of them at once."""
+        return lambda: cast_times(self.plan, field, state.dtype).to(state.device)
 
     def _drive(
         self, run: Run, field: Field, evaluate: Callable[..., tuple[Tensor, Tensor | None]], callback: Callback | None,

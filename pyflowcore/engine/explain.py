@@ -13,6 +13,7 @@ from .. import _library
 from ..branches import scales_of
 from ..calls import Call
 from ..fuse import FusedField
+from ..prepare.field import PreparedField
 
 __all__ = ["Explanation", "explain", "obstacles"]
 
@@ -128,16 +129,18 @@ def _dtype(call: Call) -> torch.dtype:
     return call.begin.dtype or (torch.float64 if double else torch.float32)
 
 
-def explain(call: Call) -> Explanation:
-    """Of a call that was read."""
+def explain(call: Call, apart: bool = False) -> Explanation:
+    """Of a call that was read; ``apart``: the sampler evaluates the branches of guidance one after another."""
     reasons = obstacles(call)
     kind, dtype, plan = _device(call), _dtype(call), call.plan
     compiled = _without_kernels(kind) is None
     kernels = {"cpu": str(_library.cpu_isa()), "cuda": "CUDA"}[kind] if compiled else "plain PyTorch"
     counts = _counts(call)
     taken = Counter(n for n, row in zip(counts, plan.facts, strict=True) if row.evaluates and n)
-    describe = _loop_parts if reasons else _engine_parts
-    operators, parts = describe(call, kernels, max(taken, default=1) > 1)
+    guided = max(taken, default=1) > 1
+    operators, parts = (
+        _loop_parts(call, kernels, guided, apart) if reasons else _engine_parts(call, kernels, guided)
+    )
     precision = {"tf32": "tf32", "bfloat16": "bf16"}.get(getattr(call.field, "precision", ""), "exact")
     return Explanation(
         "loop" if reasons else "engine", operators, kind, kernels, dtype, precision, len(plan.facts), sum(taken.values()),
@@ -168,8 +171,7 @@ def _engine_parts(call: Call, kernels: str, guided: bool) -> _Parts:
     return ("trajectory",), tuple(parts)
 
 
-def _loop_parts(call: Call, kernels: str, guided: bool) -> _Parts:
-
+def _loop_parts(call: Call, kernels: str, guided: bool, apart: bool) -> _Parts:
     fused = isinstance(call.field, FusedField)
     combine = "combine" if call.enable_grad else "combine_"
     operators = [combine]
@@ -179,6 +181,17 @@ def _loop_parts(call: Call, kernels: str, guided: bool) -> _Parts:
         where = f"network ({kernels}), called for every evaluation"
         if call.enable_grad:
             where = "the module, called for every evaluation"
+    if isinstance(call.field, PreparedField):
+        packed = call.field.net.packed
+        name = type(packed.source).__name__
+        if call.enable_grad:
+            where = f"the {name} itself, called for every evaluation, because a gradient is wanted"
+        elif call.guided and (apart or call.weak is not None):
+            where = f"prepared {name}, what depends on time and condition once an evaluation, since branches are called apart"
+            operators += packed.operators
+        else:
+            where = f"prepared {name}, what depends on time and condition once for all rows"
+            operators += packed.operators
     parts = [
         ("network", where),
         ("rows", f"{combine} ({kernels}), state and {_counted(call.plan.slots, 'slot')}"),

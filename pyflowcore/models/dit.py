@@ -248,24 +248,30 @@ class DiT(nn.Module):
         grid = tokens.reshape(-1, side, side, channels, p, p).permute(0, 3, 1, 4, 2, 5)
         return grid.reshape(-1, *self.shape)
 
-    def condition(self, t: Tensor, y: Tensor | None, c: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """What steers the blocks, [B, width] of ``dtype``: the embedded time, class and vector, summed."""
-        batch = t.shape[0]
+    def time_steer(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        """The embedded times: t [B] -> [B, width] of ``dtype``."""
         phases = timestep_embedding(t, self.time_dim, scale=self.time_scale).to(dtype)
-        steer = self.mix_time(F.silu(self.embed_time(phases)))
+        return self.mix_time(F.silu(self.embed_time(phases)))
+
+    def condition_steer(
+        self, y: Tensor | None, c: Tensor | None, batch: int, dtype: torch.dtype, device: torch.device
+    ) -> Tensor | None:
+        """The embedded class and vector, summed: [batch, width] of ``dtype``; None for a network without either."""
+        steer = None
         if self.embed_class is not None:
             if y is None:
-                y = torch.full((batch,), self.num_classes, dtype=torch.int64, device=t.device)
+                y = torch.full((batch,), self.num_classes, dtype=torch.int64, device=device)
             elif y.shape != (batch,):
                 raise ValueError(f"y must hold one label a sample, [{batch}]; got {list(y.shape)}")
-            steer = steer + self.embed_class(y)
+            steer = self.embed_class(y)
         elif y is not None:
             raise ValueError("y was given to a DiT without classes: build it with num_classes=")
         if self.embed_cond is not None and self.mix_cond is not None:
             if c is None or c.shape != (batch, self.cond_dim):
                 got = "None" if c is None else list(c.shape)
                 raise ValueError(f"c must be [{batch}, {self.cond_dim}]; got {got}")
-            steer = steer + self.mix_cond(F.silu(self.embed_cond(c.to(dtype))))
+            vector = self.mix_cond(F.silu(self.embed_cond(c.to(dtype))))
+            steer = vector if steer is None else steer + vector
         elif c is not None:
             raise ValueError("c was given to a DiT without a condition vector: build it with cond_dim=")
         return steer
@@ -285,7 +291,10 @@ class DiT(nn.Module):
         rotary = None
         if self.rotary_cos is not None and self.rotary_sin is not None:
             rotary = self.rotary_cos, self.rotary_sin
-        steer = self.condition(t, y, c, x.dtype)
+        # What steers the blocks: the embedded time, class and vector, summed.
+        steer = self.time_steer(t, x.dtype)
+        if (condition := self.condition_steer(y, c, x.shape[0], x.dtype, x.device)) is not None:
+            steer = steer + condition
         for block in self.blocks:
             tokens = block(tokens, steer, rotary)
         # A patch holds its channels one after another, so the image's own come first.
