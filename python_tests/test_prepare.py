@@ -227,7 +227,9 @@ def test_explain_says_what_runs() -> None:
     apart = pfc.Sampler(plan, pfc.CFG(2.0), branches="calls").explain(field, cond=cond, uncond=null)
     assert "once an evaluation" in dict(apart.parts)["network"]
     learning = pfc.Sampler(plan).explain(field, cond=cond, enable_grad=True)
-    assert "gradient is wanted" in dict(learning.parts)["network"] and "qk_norm_rope" not in learning.operators
+    assert (
+        "gradient is wanted" in dict(learning.parts)["network"] and "qk_norm_rope" not in learning.operators
+    )
 
 
 def test_refusals() -> None:

@@ -4,6 +4,7 @@
 // is a class of its own: adaptive_density_kernel.hpp has another.
 #pragma once
 
+#include "../core/guide.hpp"
 #include "engine.hpp"
 #include "lockstep.hpp"
 #include "network_kernel.hpp"

@@ -4,6 +4,16 @@
 from . import _plain, _plain_divergence, _plain_engine, _plain_tokens
 from . import adaptive as adaptive
 from . import block as block
+from .block import (
+    gate_residual,
+    gate_residual_,
+    gate_residual_norm,
+    gate_residual_norm_,
+    gelu,
+    gelu_,
+    norm_modulate,
+    swiglu,
+)
 from .combine import combine, combine_
 from .divergence import network_divergence, trajectory_log_prob
 from .group_norm import group_norm_silu, group_norm_silu_
@@ -21,16 +31,24 @@ __all__ = [
     "combine",
     "combine_",
     "combine_mixed_",
+    "gate_residual",
+    "gate_residual_",
+    "gate_residual_norm",
+    "gate_residual_norm_",
+    "gelu",
+    "gelu_",
     "group_norm_silu",
     "group_norm_silu_",
     "guide_",
     "interpolate",
     "network",
     "network_divergence",
+    "norm_modulate",
     "patchify",
     "qk_norm_rope",
     "qk_norm_rope_",
     "randn",
+    "swiglu",
     "timestep_features",
     "trajectory",
     "trajectory_log_prob",
