@@ -55,7 +55,8 @@ struct QkVariant {
   using S = std::conditional_t<std::is_same_v<T, double>, double, float>;
   static constexpr bool kVector = kVector_;
   static constexpr int kShared = kThreads * kItem;
-  static constexpr int kBlocks = sizeof(S) == 8 ? 2 : 3;  // of a multiprocessor: without a bound ptxas spills to fit four
+  static constexpr int kBlocks =
+      sizeof(S) == 8 ? 2 : 3;  // of a multiprocessor: without a bound ptxas spills to fit four
 };
 
 // What one thread does for its head, in parts with a barrier between them: add, then total, for each sum; then finish.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -73,4 +73,5 @@ def hidden(mlp: nn.Module, h: Tensor) -> tuple[Tensor, nn.Linear]:
     first, activation, last = mlp
     assert isinstance(first, nn.Linear) and isinstance(activation, nn.GELU) and isinstance(last, nn.Linear)
     product = F.linear(h, first.weight)
-    return ops.gelu_(product, first.bias, approximate=activation.approximate), last
+    form: Literal["none", "tanh"] = "tanh" if activation.approximate == "tanh" else "none"
+    return ops.gelu_(product, first.bias, approximate=form), last
