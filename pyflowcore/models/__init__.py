@@ -11,14 +11,16 @@ from typing import Any
 
 from .dit import DiT
 from .mlp import MLP
+from .mmdit import MMDiT
 from .sizes import SIZES
+from .text import ByteEncoder
 
-Model = DiT | MLP
-_MODELS: dict[str, type[DiT] | type[MLP]] = {"DiT": DiT, "MLP": MLP}
+Model = DiT | MLP | MMDiT
+_MODELS: dict[str, type[DiT] | type[MLP] | type[MMDiT]] = {"DiT": DiT, "MLP": MLP, "MMDiT": MMDiT}
 
 
 def build(name: str, config: Mapping[str, Any]) -> Model:
-    """The model called ``name`` ("DiT" or "MLP") with the arguments ``config``, as a checkpoint stores them.
+    """The model called ``name`` ("DiT", "MLP" or "MMDiT") with the arguments ``config``, as a checkpoint stores them.
 
     Raises:
         ValueError: for an unknown name, or a config that the model does not take.
@@ -43,4 +45,4 @@ def named(name: str, **changes: Any) -> Model:
     return build(model, config | changes)
 
 
-__all__ = ["MLP", "SIZES", "DiT", "Model", "build", "named"]
+__all__ = ["MLP", "SIZES", "ByteEncoder", "DiT", "MMDiT", "Model", "build", "named"]
