@@ -9,18 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .action_expert import ActionExpert
 from .dit import DiT
 from .mlp import MLP
 from .mmdit import MMDiT
 from .sizes import SIZES
 from .text import ByteEncoder
 
-Model = DiT | MLP | MMDiT
-_MODELS: dict[str, type[DiT] | type[MLP] | type[MMDiT]] = {"DiT": DiT, "MLP": MLP, "MMDiT": MMDiT}
+Model = DiT | MLP | MMDiT | ActionExpert
+_MODELS: dict[str, type[DiT] | type[MLP] | type[MMDiT] | type[ActionExpert]] = {
+    "ActionExpert": ActionExpert,
+    "DiT": DiT,
+    "MLP": MLP,
+    "MMDiT": MMDiT,
+}
 
 
 def build(name: str, config: Mapping[str, Any]) -> Model:
-    """The model called ``name`` ("DiT", "MLP" or "MMDiT") with the arguments ``config``, as a checkpoint stores them.
+    """The model called ``name`` (its class's) with the arguments ``config``, as a checkpoint stores them.
 
     Raises:
         ValueError: for an unknown name, or a config that the model does not take.
@@ -45,4 +51,4 @@ def named(name: str, **changes: Any) -> Model:
     return build(model, config | changes)
 
 
-__all__ = ["MLP", "SIZES", "ByteEncoder", "DiT", "MMDiT", "Model", "build", "named"]
+__all__ = ["MLP", "SIZES", "ActionExpert", "ByteEncoder", "DiT", "MMDiT", "Model", "build", "named"]

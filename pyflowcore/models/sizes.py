@@ -57,6 +57,12 @@ _MMDIT: dict[str, dict[str, Any]] = {
     "FLUX-schnell": _FLUX,
     "FLUX-dev": _FLUX | {"guidance": True},
 }
+# "gemma_300m" beside a prefix from PaliGemma, whose keys and values come from that model's own layers.
+_EXPERT = {"horizon": 50, "dims": 32, "width": 1024, "depth": 18, "heads": 8, "kv_heads": 1, "head_dim": 256}
+_ACTIONS: dict[str, dict[str, Any]] = {
+    "pi0-300M": _EXPERT | {"mlp_width": 4096, "state_dim": 32, "time": "mlp"},
+    "pi0.5-300M": _EXPERT | {"mlp_width": 4096, "time": "adarms"},
+}
 
 
 def _table() -> dict[str, tuple[str, dict[str, Any]]]:
@@ -67,8 +73,8 @@ def _table() -> dict[str, tuple[str, dict[str, Any]]]:
             for patch in sides:
                 own = {"patch": patch, "width": width, "depth": depth, "heads": heads}
                 table[f"{family}-{size}/{patch}"] = "DiT", common | own
-    for name, config in _MMDIT.items():
-        table[name] = "MMDiT", config
+    table |= {name: ("MMDiT", config) for name, config in _MMDIT.items()}
+    table |= {name: ("ActionExpert", config) for name, config in _ACTIONS.items()}
     return table
 
 
