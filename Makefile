@@ -22,8 +22,9 @@ help:
 demo: $(BUILT)
 	$(BIN)/pyflowcore demo
 
+# A process for each core, up to eight; a file stays whole, so that what it shares is made once.
 test: $(BUILT)
-	$(BIN)/python -m pytest python_tests -q
+	$(BIN)/python -m pytest python_tests -q -n auto --maxprocesses 8 --dist loadfile
 
 build: $(BUILT)
 tools: $(TOOLS)

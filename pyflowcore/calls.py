@@ -32,7 +32,7 @@ __all__ = [
 Callback = Callable[[int, int, float, Tensor, "Tensor | None"], object]
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
     """The arguments of ``Sampler.__call__``, which documents them.
 

@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +104,7 @@ def sample(arguments: argparse.Namespace) -> None:
     print(f"{len(labels)} samples, {arguments.solver} with {plan.nfe} evaluations, {seconds:.2f} s: {out}")
 
 
-_DEFAULTS: dict[str, Any] = {"objective": "flow", "seed": 0, "width": 96, "depth": 4}
+_DEFAULTS: dict[str, Any] = {"objective": "flow", "seed": 0, "model": "dit", "width": None, "depth": None}
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -121,7 +122,11 @@ def train(arguments: argparse.Namespace) -> None:
     data = digits.load()
     if arguments.resume:
         trainer = Trainer.resume(out, data.images, data.labels, device=device)
-        has = {"objective": trainer.config.objective, "seed": trainer.config.seed, **trainer.model.config}
+        has = {
+            "objective": trainer.config.objective,
+            "seed": trainer.config.seed,
+            **recipe.described(trainer.model),
+        }
         for name, value in given.items():
             if value != has.get(name):
                 raise ValueError(f"--{name} {value} disagrees with {out}, which has {has.get(name)}")
@@ -129,7 +134,9 @@ def train(arguments: argparse.Namespace) -> None:
         if out.exists() and not arguments.overwrite:
             raise ValueError(f"{out} exists: --resume goes on with it, --overwrite starts anew")
         settings = _DEFAULTS | given
-        model = recipe.new_model(settings["seed"], width=settings["width"], depth=settings["depth"])
+        model = recipe.new_model(
+            settings["seed"], kind=settings["model"], width=settings["width"], depth=settings["depth"]
+        )
         config = recipe.train_config(settings["objective"], settings["seed"])
         trainer = Trainer(model.to(device), data.images, data.labels, config)
     if trainer.step >= arguments.steps:
@@ -150,7 +157,8 @@ def demo(arguments: argparse.Namespace) -> None:
     """``pyflowcore demo``: train, sample, measure, show."""
     from .demo import QUICK, Settings, run
 
-    report = run(arguments.out, QUICK if arguments.quick else Settings(), progress=not arguments.quiet)
+    settings = replace(QUICK if arguments.quick else Settings(), model=arguments.model)
+    report = run(arguments.out, settings, progress=not arguments.quiet)
     print(f"\n{report}\n\npicture: {Path(arguments.out) / 'samples.png'}")
     if arguments.quick:
         print(
@@ -223,14 +231,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--device", default="cpu", help="default cpu")
     command.set_defaults(run=sample)
 
-    command = commands.add_parser("train", help="train a small class-conditional DiT")
+    command = commands.add_parser("train", help="train a small class-conditional DiT or U-Net")
     command.add_argument("--out", required=True, help="checkpoint to write, or to go on with")
     command.add_argument("--steps", type=int, required=True, help="steps in all")
     command.add_argument("--data", choices=["digits"], default="digits", help="default digits")
     command.add_argument("--objective", choices=["flow", "diffusion"], help="default flow")
     command.add_argument("--seed", type=int, help="default 0")
-    command.add_argument("--width", type=int, help="of a token (default 96)")
-    command.add_argument("--depth", type=int, help="number of blocks (default 4)")
+    command.add_argument("--model", choices=["dit", "unet"], help="default dit")
+    command.add_argument(
+        "--width", type=int, help="of a token (default 96), or of the first level (default 32)"
+    )
+    command.add_argument("--depth", type=int, help="blocks (default 4), or stages of a level (default 1)")
     command.add_argument(
         "--save-every", type=int, default=500, help="steps between checkpoints (default 500)"
     )
@@ -243,6 +254,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("demo", help="train, sample, measure and show, in a few minutes")
     command.add_argument("--out", default="outputs/demo", help="folder (default outputs/demo)")
+    command.add_argument("--model", choices=["dit", "unet"], default="dit", help="default dit")
     command.add_argument("--quick", action="store_true", help="seconds instead of minutes, and no quality")
     command.add_argument("--quiet", action="store_true", help="no progress bars")
     command.set_defaults(run=demo)

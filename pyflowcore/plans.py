@@ -34,6 +34,7 @@ _SCALARS: dict[str, Any] = {
     "a": 1.0, "a_minus_1": 0.0, "c": 1.0, "c_minus_1": 0.0, "b_new": 0.0, "e_new": 0.0, "store": -1,
 }  # fmt: skip
 _LISTS = ("b", "e", "s", "r")
+_LARGEST = {dtype: torch.finfo(dtype).max for dtype in (torch.float32, torch.float64)}
 
 
 class RowFacts(NamedTuple):
@@ -102,8 +103,7 @@ class Plan:
         Raises:
             ValueError: naming the row, its step and the coefficient.
         """
-        most = torch.finfo(dtype).max
-        if self._largest <= most:
+        if self._largest <= _LARGEST[dtype]:
             return
         row, column = divmod(int(self.table.abs().argmax()), self.table.shape[1])
         starts = [

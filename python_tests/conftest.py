@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 
+import compiled
 import pytest
 import torch
 
@@ -17,6 +19,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--shard", metavar="K/N", help="run the K-th of N parts of the suite, files taken in turn"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Under `-n`, processes side by side share the cores: none may start threads for all of them."""
+    if worker := getattr(config, "workerinput", None):
+        torch.set_num_threads(max(1, torch.get_num_threads() // worker["workercount"]))
+        return
+    folder = tempfile.TemporaryDirectory(prefix="pyflowcore-tests")
+    config.add_cleanup(folder.cleanup)
+    os.environ[compiled.FOLDER] = folder.name  # workers start with it
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
-import pytest
+from compiled import load
 
 SOURCE = Path(__file__).with_name("cuda_on_cpu.cpp")
 MAX_SLOTS, MAX_BRANCHES = 16, 8
-FLAGS = ("-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi")
 # Around a vector, a Philox block, a warp, a block of threads (1,024 elements) and a tile of two vectors a thread.
 SIZES = (
     1,
@@ -70,15 +66,7 @@ class GuideCall(ctypes.Structure):
 @functools.cache
 def library() -> ctypes.CDLL:
     """csrc/cuda and csrc/cpu in one library for the CPU, built once in a test run."""
-    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("needs a C++ compiler, and none of c++, g++ and clang++ is on PATH")
-    folder = tempfile.TemporaryDirectory(prefix="cuda_on_cpu")
-    built = Path(folder.name) / "cuda_on_cpu.so"
-    # The Quads of csrc/cuda read four elements at once, which strict aliasing would not allow on the host.
-    subprocess.run([compiler, *FLAGS, "-fno-strict-aliasing", str(SOURCE), "-o", str(built)], check=True)
-    loaded = ctypes.CDLL(str(built))
-    folder.cleanup()  # what is loaded stays
+    loaded = load(SOURCE)
     for name in ("visits", "huge", "divider", "guide_visits"):
         getattr(loaded, f"pfc_test_{name}").restype = ctypes.c_int64
     i64, i32, pointer, real = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p, ctypes.c_double

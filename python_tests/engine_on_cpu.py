@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
 import torch
-from cuda_on_cpu import FLAGS
+from compiled import load
 from torch import Tensor
 
 from pyflowcore import _core
@@ -60,15 +56,7 @@ class Layout(NamedTuple):
 @functools.cache
 def library() -> ctypes.CDLL:
     """The engine for the CPU, built once in a test run."""
-    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("needs a C++ compiler, and none of c++, g++ and clang++ is on PATH")
-    folder = tempfile.TemporaryDirectory(prefix="engine_on_cpu")
-    built = Path(folder.name) / "engine_on_cpu.so"
-    command = [compiler, *FLAGS, "-fno-strict-aliasing", str(SOURCE), "-o", str(built)]
-    subprocess.run(command, check=True)
-    loaded = ctypes.CDLL(str(built))
-    folder.cleanup()  # what is loaded stays
+    loaded = load(SOURCE)
     loaded.pfc_test_engine.restype = ctypes.c_int64
     loaded.pfc_test_feature.restype = ctypes.c_double
     loaded.pfc_test_feature.argtypes = [ctypes.c_int, *[ctypes.c_double] * 3]

@@ -46,6 +46,25 @@ def test_classes():
             cli.classes_of(text)
 
 
+def test_a_unet_trains_goes_on_and_samples(tmp_path, capsys):
+    for needed in ("sklearn", "PIL", "safetensors"):
+        pytest.importorskip(needed)
+    path, picture = tmp_path / "unet.safetensors", tmp_path / "unet.png"
+    command = ["train", "--out", str(path), "--model", "unet", "--width", "8", "--quiet"]
+    assert cli.main([*command, "--steps", "1"]) == 0
+    assert cli.main([*command, "--steps", "2", "--resume", "--depth", "1"]) == 0
+    assert "2 steps" in capsys.readouterr().out
+    for other in (["--model", "dit"], ["--depth", "2"]):
+        line = fails(capsys, "train", "--out", str(path), "--steps", "3", "--resume", *other)
+        assert f"{other[0]} {other[1]} disagrees" in line
+    line = fails(
+        capsys, "train", "--out", str(tmp_path / "odd"), "--steps", "1", "--model", "unet", "--width", "9"
+    )
+    assert "width must be even" in line
+    sample = ["sample", "--checkpoint", str(path), "--nfe", "2", "--per-class", "1", "--out", str(picture)]
+    assert cli.main(sample) == 0 and picture.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(("solver", "nfe"), [("heun", "20"), ("heun", "5"), ("ab2", "4"), ("euler", "1")])
 def test_sample(checkpoint, tmp_path, capsys, solver, nfe):
     out = tmp_path / "grid.png"

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import pyflowcore as pfc
-from pyflowcore import demo
-from pyflowcore.demo import classifier, digits, metrics, picture, plain
+from pyflowcore import demo, models
+from pyflowcore.demo import classifier, digits, metrics, picture, plain, recipe
 from pyflowcore.training import optional
 
 for needed in ("sklearn", "PIL", "safetensors", "tqdm"):
@@ -122,8 +122,20 @@ def test_a_missing_library_is_named(monkeypatch):
         digits.load()
 
 
-def test_the_whole_demo(tmp_path, capsys):
-    settings = demo.Settings(steps=2, per_class=2, epochs=1, repeats=1, width=16, depth=1)
+def test_networks_by_name_and_size():
+    assert recipe.described(recipe.new_model()) == {"model": "dit", "width": 96, "depth": 4}
+    assert recipe.described(recipe.new_model(kind="unet")) == {"model": "unet", "width": 32, "depth": 1}
+    assert recipe.described(recipe.new_model(kind="unet", width=8, depth=2)) == {
+        "model": "unet", "width": 8, "depth": 2,
+    }  # fmt: skip
+    assert recipe.described(models.MLP(2)) == {}
+    with pytest.raises(ValueError, match=r"model must be one of \['dit', 'unet'\]; got 'vit'"):
+        recipe.new_model(kind="vit")
+
+
+@pytest.mark.parametrize(("model", "width"), [("dit", 16), ("unet", 8)])
+def test_the_whole_demo(tmp_path, capsys, model, width):
+    settings = demo.Settings(steps=2, per_class=2, epochs=1, repeats=1, model=model, width=width, depth=1)
     report = demo.run(tmp_path / "out", settings, progress=False)
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert names == ["diffusion.safetensors", "flow.safetensors", "samples.png", "table.txt"]

@@ -46,7 +46,7 @@ def agree(one, other):
 
 
 @pytest.mark.parametrize(
-    "name", catalogue.FROM_ZERO.keys() | catalogue.EVERY.keys() - catalogue.STOCHASTIC.keys()
+    "name", sorted(catalogue.FROM_ZERO.keys() | catalogue.EVERY.keys() - catalogue.STOCHASTIC.keys())
 )
 def test_every_solver(name):
     solver, options = catalogue.EVERY[name]

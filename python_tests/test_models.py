@@ -146,7 +146,7 @@ def test_build_from_name_and_config(model):
         (lambda: small_dit(depth=0), "at least 1"),
         (lambda: models.MLP(0), "dim, hidden and depth"),
         (lambda: models.MLP(2, time_dim=3), "time_dim"),
-        (lambda: models.build("UNet", {}), "name must be one of"),
+        (lambda: models.build("Net", {}), "name must be one of"),
         (lambda: models.build("MLP", {"dims": 2}), "config does not fit MLP"),
         (lambda: small_dit()(torch.zeros(1, 1, 8, 8), torch.zeros(1)), r"x must be \[B, 2, 8, 8\]"),
         (lambda: small_dit()(torch.zeros(1, 2, 8, 8), torch.zeros(1), torch.zeros(2).long()), "y must hold"),

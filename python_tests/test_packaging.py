@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import pyflowcore as pfc
 from pyflowcore import _core
@@ -50,3 +53,24 @@ def test_every_requirement_is_pinned() -> None:
 def test_console_script_is_installed() -> None:
     scripts = importlib.metadata.entry_points(group="console_scripts", name="pyflowcore")
     assert {script.value for script in scripts} == {"pyflowcore.cli:main"}
+
+
+def test_a_prebuilt_cuda_library_of_other_sources_is_refused(tmp_path: Path) -> None:
+    if (
+        cmake := shutil.which("cmake", path=str(Path(sys.executable).parent)) or shutil.which("cmake")
+    ) is None:
+        pytest.skip("needs cmake, which is not on PATH")
+    library = tmp_path / "libpyflowcore_cuda.so"
+
+    def complaint() -> str:
+        options = [f"-DPYFLOWCORE_CUDA_PREBUILT={library}", f"-DPython_EXECUTABLE={sys.executable}"]
+        command = [cmake, "-S", str(ROOT), "-B", str(tmp_path / "build"), *options]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode != 0
+        return " ".join(done.stderr.split())
+
+    assert f"{library}: there is no such file" in complaint()
+    library.write_bytes(b"\x7fELF\0pyflowcore\0")
+    assert "holds no stamp" in complaint()
+    library.write_bytes(b"\x7fELF\0pyflowcore_cuda by 13.0.88 for 80 from 0123abcd\0")
+    assert "built from other sources (0123abcd) than these" in complaint()

@@ -77,7 +77,8 @@ def main() -> None:
         rehearsal = Path(folder) / "rehearsal"
         for copy in (tree, rehearsal):
             shutil.copytree(ROOT, copy, ignore=skip)
-        edit(rehearsal, blocks[:-1])  # a page out of step with the sources is told before the compiler has run
+        # A page out of step with the sources is told before the compiler has run.
+        edit(rehearsal, blocks[:-1])
         build(tree)
         start = time.perf_counter()
         edit(tree, blocks[:-1])

@@ -4,7 +4,6 @@
 #pragma once
 
 #include "engine.hpp"
-#include "kernels.hpp"
 #include "network_kernel.hpp"
 
 namespace pfc::cpu {
@@ -38,7 +37,7 @@ class NetworkSolveTile {
     local_.out_dtype = local_.state_dtype;
   }
 
-  inline void run(const Kernels& kernels, std::atomic<int64_t>& next) {
+  inline void run(const AdaptiveKernels& kernels, std::atomic<int64_t>& next) {
     while (true) {
       while (active_ < most_ && take(active_, next)) ++active_;
       if (active_ == 0) return;
@@ -102,8 +101,8 @@ class NetworkSolveTile {
 };
 
 template <class S>
-inline void network_solve_range(const NetworkSolveArgs& args, const Kernels& kernels, std::atomic<int64_t>& next,
-                                int64_t most) {
+inline void network_solve_range(const NetworkSolveArgs& args, const AdaptiveKernels& kernels,
+                                std::atomic<int64_t>& next, int64_t most) {
   most = tile_samples<S>(args.network, most);
   const int64_t tile_bytes = (NetworkTile<S>::bytes(args.network, most) + 63) / 64 * 64;
   char* memory =
@@ -112,7 +111,7 @@ inline void network_solve_range(const NetworkSolveArgs& args, const Kernels& ker
   NetworkSolveTile<S>(args, net, most, memory + tile_bytes).run(kernels, next);
 }
 
-inline void network_solve(const NetworkSolveArgs& args, const Kernels& kernels, std::atomic<int64_t>& next,
+inline void network_solve(const NetworkSolveArgs& args, const AdaptiveKernels& kernels, std::atomic<int64_t>& next,
                           int64_t most) {
   if (args.network.dtype == DType::kFloat64) return network_solve_range<double>(args, kernels, next, most);
   network_solve_range<float>(args, kernels, next, most);

@@ -20,6 +20,9 @@ inline constexpr int kBlockSamples = 6, kBlockVectors = 2;
 inline constexpr int kBlockSamples = 4, kBlockVectors = 2;
 #endif
 
+// Sums in flight below which a multiply-add's latency, not its rate, is the time of a block.
+inline constexpr int kFewSums = 4;
+
 template <class S>
 inline constexpr int kVectorsInPanel = kPanel / Wide<S>::kLanes;
 
@@ -66,30 +69,48 @@ __attribute__((noinline)) void multiply_block(const Block<S>& given) {
   int64_t total_stride = b.start_stride;
   const S* add = b.add;
   int k = 0;
-  do {
-    V sum[kSamples][kVectors] = {};
-    for (const int end = k + kChain < b.count ? k + kChain : b.count; k < end; ++k, w += kPanel) {
-      V weight[kVectors];
+  // `kChains` whole chains from k on, or what is left of one.
+  const auto pass = [&]<int kChains>(std::integral_constant<int, kChains>) __attribute__((always_inline)) {
+    V sum[kChains][kSamples][kVectors] = {};
+    const int count = b.count - k < kChain ? b.count - k : kChain;
+    for (const S* end = w + static_cast<int64_t>(count) * kPanel; w < end; ++k, w += kPanel) {
 #pragma GCC unroll 8
-      for (int j = 0; j < kVectors; ++j) weight[j] = load_bytes<V>(w + (j / kPer) * b.panel + (j % kPer) * kLanes);
+      for (int c = 0; c < kChains; ++c) {
+        V weight[kVectors];
 #pragma GCC unroll 8
-      for (int i = 0; i < kSamples; ++i) {
-        const V h = broadcast<S>(row[i][k]);
+        for (int j = 0; j < kVectors; ++j)
+          weight[j] = load_bytes<V>(w + c * kChain * kPanel + (j / kPer) * b.panel + (j % kPer) * kLanes);
 #pragma GCC unroll 8
-        for (int j = 0; j < kVectors; ++j) sum[i][j] = Math::mul_add(weight[j], h, sum[i][j]);
+        for (int i = 0; i < kSamples; ++i) {
+          const V h = broadcast<S>(row[i][k + c * kChain]);
+#pragma GCC unroll 8
+          for (int j = 0; j < kVectors; ++j) sum[c][i][j] = Math::mul_add(weight[j], h, sum[c][i][j]);
+        }
       }
     }
+    k += (kChains - 1) * kChain;
+    w += (kChains - 1) * kChain * kPanel;
 #pragma GCC unroll 8
     for (int i = 0; i < kSamples; ++i)
 #pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) {
         V z = load_bytes<V>(total + i * total_stride + j * kLanes);
         if (add) z = z + load_bytes<V>(add + i * b.add_stride + j * kLanes);
-        store_bytes(b.out + i * b.out_stride + j * kLanes, z + sum[i][j], false);
+#pragma GCC unroll 8
+        for (int c = 0; c < kChains; ++c) z = z + sum[c][i][j];
+        store_bytes(b.out + i * b.out_stride + j * kLanes, z, false);
       }
     total = b.out;
     total_stride = b.out_stride;
     add = nullptr;
+  };
+  // A block of few sums waits for each of its multiply-adds: two chains at a time wait together.
+  if constexpr (kSamples * kVectors <= kFewSums)
+    while (b.count - k >= 2 * kChain) pass(std::integral_constant<int, 2>{});
+  if (k > 0 && k == b.count) return;
+  // Once at least: without inputs, what is to be written is where the sums begin.
+  do {
+    pass(std::integral_constant<int, 1>{});
   } while (k < b.count);
 }
 

@@ -1,5 +1,5 @@
 // The engines' faces: a fused network on samples, and a whole plan over it. One set for each instruction set, reached through
-// kernels(). Splitting samples among threads never changes a bit.
+// kernels<EngineKernels>(). Splitting samples among threads never changes a bit.
 #pragma once
 
 #include <atomic>
@@ -9,10 +9,11 @@
 #include "../core/adaptive_network.hpp"
 #include "../core/divergence.hpp"
 #include "../core/trajectory.hpp"
+#include "adaptive.hpp"
+#include "combine.hpp"
+#include "kernels.hpp"
 
 namespace pfc::cpu {
-
-struct Kernels;
 
 struct EngineKernels {
   // Samples begin to end.
@@ -20,12 +21,14 @@ struct EngineKernels {
   // What the times of rows begin to end add to layer 0: [rows][padded width of layer 0], of the network's dtype.
   void (*time_prefixes)(const TrajectoryArgs&, void* prefixes, int64_t begin, int64_t end);
   // Samples begin to end, through every row.
-  void (*trajectory)(const TrajectoryArgs&, const Kernels&, const void* prefixes, int64_t begin, int64_t end);
+  void (*trajectory)(const TrajectoryArgs&, const CombineKernels&, const void* prefixes, int64_t begin, int64_t end);
   // The network with the trace of its Jacobian, and the trajectory with the change of the log-density.
   void (*divergence)(const DivergenceArgs&, int64_t begin, int64_t end);
-  void (*log_density)(const LogDensityArgs&, const Kernels&, const void* prefixes, int64_t begin, int64_t end);
+  void (*log_density)(const LogDensityArgs&, const CombineKernels&, const void* prefixes, int64_t begin, int64_t end);
   // Adaptive solves of the samples that `next` counts off, up to `most` at a time, until there are none left.
-  void (*network_solve)(const NetworkSolveArgs&, const Kernels&, std::atomic<int64_t>& next, int64_t most);
+  void (*network_solve)(const NetworkSolveArgs&, const AdaptiveKernels&, std::atomic<int64_t>& next, int64_t most);
+
+  static const EngineKernels baseline, avx2, avx512;
 };
 
 // At least so many bytes, on a cache line, of the calling thread's own; what was there before is lost. Kept until the thread

@@ -1,13 +1,10 @@
-// The CPU kernels' faces: raw pointers and a range of work. Each kernel file is compiled once per instruction set, in a
-// namespace of its own; `kernels()` returns the set chosen for this machine. Splitting a range among threads never
-// changes a bit: every element is computed from its own inputs and its logical index alone.
+// How the CPU's kernels are reached. A group of kernels (combine.hpp, guide.hpp, ...) is a struct of function pointers, each of
+// which takes raw pointers and a range of work. Its NAME_isa.cpp is compiled once per instruction set, in a namespace of its
+// own, and defines the struct's member of that name; `kernels<Group>()` is the one for this machine. Splitting a range among
+// threads never changes a bit: every element is computed from its own inputs and its logical index alone.
 #pragma once
 
 #include <cstdint>
-
-#include "../core/adaptive.hpp"
-#include "../core/arguments.hpp"
-#include "../core/guide.hpp"
 
 namespace pfc::cpu {
 
@@ -15,26 +12,24 @@ namespace pfc::cpu {
 // wherever a sample's size is a multiple of four.
 inline constexpr int64_t kUnit = 1024;
 
-struct EngineKernels;
-
-struct Kernels {
-  const char* isa;
-  const EngineKernels* engine;  // engine.hpp
-  void (*combine)(const CombineArgs&, int64_t begin, int64_t end);
-  void (*normals)(const NormalArgs&, int64_t begin, int64_t end);
-  void (*guide_partial)(const GuideArgs&, int64_t begin, int64_t end);  // chunks
-  void (*guide_finish)(const GuideArgs&, int64_t begin, int64_t end);   // samples
-  void (*interpolate)(const InterpolateArgs&, int64_t begin, int64_t end);
-  void (*adaptive)(const AdaptiveArgs&, int64_t begin, int64_t end);          // samples, whole
-  void (*adaptive_sums)(const AdaptiveArgs&, int64_t begin, int64_t end);     // or in three rounds: chunks,
-  void (*adaptive_control)(const AdaptiveArgs&, int64_t begin, int64_t end);  // samples,
-  void (*adaptive_apply)(const AdaptiveArgs&, int64_t begin, int64_t end);    // chunks
-};
+enum class Isa : int { kBaseline, kAvx2, kAvx512 };
 
 // The best set for this machine, or the one named by the environment variable PYFLOWCORE_CPU_ISA or by select_isa.
-const Kernels& kernels();
-// "baseline", "avx2" or "avx512"; false if this machine or this build does not have it.
+Isa current_isa();
+// "baseline", "avx2" or "avx512".
+const char* isa_name();
+// False if this machine or this build does not have it.
 bool select_isa(const char* name);
 bool has_isa(const char* name);
+
+template <class Group>
+const Group& kernels() {
+#if defined(PFC_HAVE_X86_LEVELS)
+  const Isa isa = current_isa();
+  if (isa == Isa::kAvx512) return Group::avx512;
+  if (isa == Isa::kAvx2) return Group::avx2;
+#endif
+  return Group::baseline;
+}
 
 }  // namespace pfc::cpu

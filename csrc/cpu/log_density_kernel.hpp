@@ -19,7 +19,7 @@ class LogDensityTile {
            static_cast<int64_t>(sizeof(double)) * trace_elements(args, samples) * (1 + path.slots);
   }
 
-  PFC_INLINE LogDensityTile(const LogDensityArgs& args, const Kernels& kernels, const S* prefixes,
+  PFC_INLINE LogDensityTile(const LogDensityArgs& args, const CombineKernels& kernels, const S* prefixes,
                             const NetworkTile<S>& net, const DivergenceTile<S>& divergence, int64_t samples,
                             void* memory)
       : args_(args), kernels_(kernels), prefixes_(prefixes), net_(net), divergence_(divergence) {
@@ -106,7 +106,7 @@ class LogDensityTile {
   }
 
   const LogDensityArgs& args_;
-  const Kernels& kernels_;
+  const CombineKernels& kernels_;
   const S* prefixes_;
   const NetworkTile<S>& net_;
   const DivergenceTile<S>& divergence_;
@@ -116,8 +116,8 @@ class LogDensityTile {
 };
 
 template <class S>
-inline void log_density_range(const LogDensityArgs& args, const Kernels& kernels, const void* prefixes, int64_t begin,
-                              int64_t end) {
+inline void log_density_range(const LogDensityArgs& args, const CombineKernels& kernels, const void* prefixes,
+                              int64_t begin, int64_t end) {
   const Network& network = args.path.network;
   const TileShape shape = divergence_shape<S>(network, args.probes, end - begin);
   const int64_t divergence_bytes = DivergenceTile<S>::bytes(network, shape);
@@ -131,7 +131,7 @@ inline void log_density_range(const LogDensityArgs& args, const Kernels& kernels
   for (int64_t i = begin; i < end; i += shape.samples) tile.run(i, end - i < shape.samples ? end - i : shape.samples);
 }
 
-inline void log_density(const LogDensityArgs& args, const Kernels& kernels, const void* prefixes, int64_t begin,
+inline void log_density(const LogDensityArgs& args, const CombineKernels& kernels, const void* prefixes, int64_t begin,
                         int64_t end) {
   if (args.path.network.dtype == DType::kFloat64) return log_density_range<double>(args, kernels, prefixes, begin, end);
   log_density_range<float>(args, kernels, prefixes, begin, end);

@@ -4,7 +4,6 @@
 #pragma once
 
 #include "engine.hpp"
-#include "kernels.hpp"
 #include "network_kernel.hpp"
 
 namespace pfc::cpu {
@@ -14,12 +13,11 @@ namespace {
 template <class S>
 PFC_INLINE bool is_point_state(const double* rec) {
   using namespace record;
-  if (rec[kC] == 0.0 || rec[kCMinus1] != 0.0 || static_cast<S>(rec[kENew]) != S(0)) return false;
-  for (int k = 0; k < kMaxSlots; ++k)
-    if (static_cast<S>(rec[kE + k]) != S(0)) return false;
-  for (int n = 0; n < kMaxDraws; ++n)
-    if (static_cast<S>(rec[kR + n]) != S(0)) return false;
-  return true;
+  // Without a branch in the loops: this is asked of every row of every tile.
+  bool other = false;
+  for (int k = 0; k < kMaxSlots; ++k) other |= static_cast<S>(rec[kE + k]) != S(0);
+  for (int n = 0; n < kMaxDraws; ++n) other |= static_cast<S>(rec[kR + n]) != S(0);
+  return !other && rec[kC] != 0.0 && rec[kCMinus1] == 0.0 && static_cast<S>(rec[kENew]) == S(0);
 }
 
 template <class S>
@@ -32,7 +30,7 @@ class TrajectoryTile {
     return dim * (2 + args.slots + branches) + (args.cond ? branches * samples * width : 0);
   }
 
-  PFC_INLINE TrajectoryTile(const TrajectoryArgs& args, const Kernels& kernels, const S* prefixes,
+  PFC_INLINE TrajectoryTile(const TrajectoryArgs& args, const CombineKernels& kernels, const S* prefixes,
                             const NetworkTile<S>& net, int64_t samples, S* memory)
       : args_(args), kernels_(kernels), prefixes_(prefixes), net_(net), row_(row_elements(args, samples)) {
     point_ = memory;
@@ -127,7 +125,7 @@ class TrajectoryTile {
   }
 
   const TrajectoryArgs& args_;
-  const Kernels& kernels_;
+  const CombineKernels& kernels_;
   const S* prefixes_;
   const NetworkTile<S>& net_;
   int64_t row_, condition_row_;
@@ -135,8 +133,8 @@ class TrajectoryTile {
 };
 
 template <class S>
-inline void trajectory_range(const TrajectoryArgs& args, const Kernels& kernels, const void* prefixes, int64_t begin,
-                             int64_t end) {
+inline void trajectory_range(const TrajectoryArgs& args, const CombineKernels& kernels, const void* prefixes,
+                             int64_t begin, int64_t end) {
   const int64_t most = tile_samples<S>(args.network, end - begin);
   const int64_t tile_bytes = NetworkTile<S>::bytes(args.network, most);
   const int64_t bytes = tile_bytes + sizeof(S) * TrajectoryTile<S>::elements(args, most);
@@ -147,7 +145,7 @@ inline void trajectory_range(const TrajectoryArgs& args, const Kernels& kernels,
   for (int64_t i = begin; i < end; i += most) tile.run(i, end - i < most ? end - i : most);
 }
 
-inline void trajectory(const TrajectoryArgs& args, const Kernels& kernels, const void* prefixes, int64_t begin,
+inline void trajectory(const TrajectoryArgs& args, const CombineKernels& kernels, const void* prefixes, int64_t begin,
                        int64_t end) {
   if (args.network.dtype == DType::kFloat64) return trajectory_range<double>(args, kernels, prefixes, begin, end);
   trajectory_range<float>(args, kernels, prefixes, begin, end);

@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
+#include "../core/arguments.hpp"
 #include "../core/half.hpp"
-#include "kernels.hpp"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

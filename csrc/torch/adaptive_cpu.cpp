@@ -1,7 +1,7 @@
 // adaptive_ on the CPU.
 #include "adaptive.hpp"
 
-#include "../cpu/kernels.hpp"
+#include "../cpu/adaptive.hpp"
 
 namespace pfc::ops {
 
@@ -25,15 +25,15 @@ void adaptive_(Tensor f, Tensor x, Tensor y, OptionalTensor inp, Tensor t, Tenso
                                              times, table, norm_elements, max_nfe, sign);
   const AdaptiveArgs& args = call.args;
   if (args.places * args.sample == 0) return;
-  const auto& kernels = cpu::kernels();
+  const auto& kernels = cpu::kernels<cpu::AdaptiveKernels>();
   const int64_t chunks = guide_chunks(args.sample);
   if (chunks >= kManyChunks && args.places < kFewSamples) {
     const auto each = [&](void (*kernel)(const AdaptiveArgs&, int64_t, int64_t)) {
       in_parts(args.places * chunks, 16, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
     };
-    each(kernels.adaptive_sums);
-    kernels.adaptive_control(args, 0, args.places);
-    each(kernels.adaptive_apply);
+    each(kernels.sums);
+    kernels.control(args, 0, args.places);
+    each(kernels.apply);
     return;
   }
   const int64_t grain = kGrainElements / args.sample;

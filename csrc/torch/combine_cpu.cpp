@@ -1,5 +1,5 @@
 // combine_ and combine on the CPU.
-#include "../cpu/kernels.hpp"
+#include "../cpu/combine.hpp"
 #include "combine.hpp"
 
 namespace pfc::ops {
@@ -33,7 +33,7 @@ void run(CombineArgs& args) {
   const int64_t numel = args.batch * args.sample;
   if (numel == 0) return;
   args.streaming = worth_streaming(args);
-  const auto& kernel = cpu::kernels();
+  const auto& kernel = cpu::kernels<cpu::CombineKernels>();
   const int64_t units = (numel + cpu::kUnit - 1) / cpu::kUnit;
   const int64_t grain = args.seeds ? kNoiseGrainUnits : kGrainUnits;
   if (units <= grain) return kernel.combine(args, 0, numel);

@@ -4,7 +4,6 @@
 #include <memory>
 
 #include "../cpu/engine.hpp"
-#include "../cpu/kernels.hpp"
 #include "work.hpp"
 
 namespace pfc::ops {
@@ -23,7 +22,7 @@ std::tuple<Tensor, Tensor> network_divergence(Tensor x, Tensor t, OptionalTensor
   Tensor traces = new_traces(call.out, args.probes);
   args.traces = static_cast<double*>(traces.mutable_data_ptr());
   if (args.at.batch == 0) return {call.out, traces};
-  const cpu::EngineKernels& engine = *cpu::kernels().engine;
+  const cpu::EngineKernels& engine = cpu::kernels<cpu::EngineKernels>();
   const Network& net = args.at.network;
   in_samples(args.at.batch, samples_worth_a_thread(net, with_products(net, args.probes)),
              [&](int64_t begin, int64_t end) { engine.divergence(args, begin, end); });
@@ -42,17 +41,17 @@ std::tuple<Tensor, Tensor> trajectory_log_prob(Tensor x0, Tensor times, Optional
   Tensor change = new_traces(call.x, args.probes);
   args.change = static_cast<double*>(change.mutable_data_ptr());
   if (args.path.batch == 0) return {call.x, change};
-  const cpu::Kernels& kernels = cpu::kernels();
+  const cpu::EngineKernels& engine = cpu::kernels<cpu::EngineKernels>();
+  const cpu::CombineKernels& combine = cpu::kernels<cpu::CombineKernels>();
   const Network& net = args.path.network;
   const int64_t width = static_cast<int64_t>(Network::panels(net.layer[0].out)) * kPanel;
   const int64_t bytes = args.path.rows * width * (net.dtype == DType::kFloat64 ? 8 : 4);
   const std::unique_ptr<char[]> prefixes(new char[static_cast<std::size_t>(bytes)]);
-  kernels.engine->time_prefixes(args.path, prefixes.get(), 0, args.path.rows);
+  engine.time_prefixes(args.path, prefixes.get(), 0, args.path.rows);
   int64_t evaluations = 0;
   for (int64_t i = 0; i < args.path.rows; ++i) evaluations += args.path.branches[i];
-  in_samples(
-      args.path.batch, samples_worth_a_thread(net, evaluations * with_products(net, args.probes)),
-      [&](int64_t begin, int64_t end) { kernels.engine->log_density(args, kernels, prefixes.get(), begin, end); });
+  in_samples(args.path.batch, samples_worth_a_thread(net, evaluations * with_products(net, args.probes)),
+             [&](int64_t begin, int64_t end) { engine.log_density(args, combine, prefixes.get(), begin, end); });
   return {call.x, change};
 }
 

@@ -1,5 +1,5 @@
 // guide_ on the CPU.
-#include "../cpu/kernels.hpp"
+#include "../cpu/guide.hpp"
 #include "guide.hpp"
 
 namespace pfc::ops {
@@ -20,10 +20,10 @@ void guide_(Tensor x, OptionalTensor y, OptionalTensor m, Tensor mix, Tensor scr
   const GuideCall call = prepare_guide(x, y, m, mix, scratch, out, out2, guidance, rules, row);
   const GuideArgs& args = call.args;
   if (args.batch * args.sample == 0) return;
-  const auto& kernels = cpu::kernels();
+  const auto& kernels = cpu::kernels<cpu::GuideKernels>();
   in_parts(args.batch * guide_chunks(args.sample), kGrainChunks,
-           [&](int64_t begin, int64_t end) { kernels.guide_partial(args, begin, end); });
-  in_parts(args.batch, kGrainSamples, [&](int64_t begin, int64_t end) { kernels.guide_finish(args, begin, end); });
+           [&](int64_t begin, int64_t end) { kernels.partial(args, begin, end); });
+  in_parts(args.batch, kGrainSamples, [&](int64_t begin, int64_t end) { kernels.finish(args, begin, end); });
 }
 
 }  // namespace

@@ -1,6 +1,5 @@
 // network on the CPU.
 #include "../cpu/engine.hpp"
-#include "../cpu/kernels.hpp"
 #include "network.hpp"
 #include "work.hpp"
 
@@ -14,7 +13,7 @@ Tensor network(Tensor x, Tensor t, OptionalTensor cond, Tensor params, Tensor la
   NetworkCall call = prepare_network(x, t, cond, params, layers, features);
   const NetworkArgs& args = call.args;
   if (args.batch == 0) return call.out;
-  const cpu::EngineKernels& engine = *cpu::kernels().engine;
+  const cpu::EngineKernels& engine = cpu::kernels<cpu::EngineKernels>();
   in_samples(args.batch, samples_worth_a_thread(args.network, 1),
              [&](int64_t begin, int64_t end) { engine.network(args, begin, end); });
   return call.out;

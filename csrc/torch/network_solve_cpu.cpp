@@ -1,6 +1,5 @@
 // network_solve on the CPU.
 #include "../cpu/engine.hpp"
-#include "../cpu/kernels.hpp"
 #include "adaptive.hpp"
 #include "network.hpp"
 #include "work.hpp"
@@ -53,9 +52,10 @@ void network_solve_(Tensor x, Tensor clock, Tensor counts, Tensor rows, Optional
   const Tensor conditions = cond ? as_contiguous(*cond) : x;
   if (cond) args.cond = conditions.const_data_ptr();
   std::atomic<int64_t> next{0};
-  const cpu::Kernels& kernels = cpu::kernels();
+  const cpu::EngineKernels& engine = cpu::kernels<cpu::EngineKernels>();
+  const cpu::AdaptiveKernels& adaptive = cpu::kernels<cpu::AdaptiveKernels>();
   in_samples(solve.batch, samples_worth_a_thread(args.network, kEvaluations),
-             [&](int64_t begin, int64_t end) { kernels.engine->network_solve(args, kernels, next, end - begin); });
+             [&](int64_t begin, int64_t end) { engine.network_solve(args, adaptive, next, end - begin); });
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // randn and interpolate on the CPU.
-#include "../cpu/kernels.hpp"
+#include "../cpu/noise.hpp"
 #include "noise.hpp"
 
 namespace pfc::ops {
@@ -23,14 +23,14 @@ void run(void (*kernel)(const Args&, int64_t, int64_t), const Args& args) {
 
 Tensor randn(Tensor seeds, std::vector<int64_t> shape, int64_t stream, int64_t draw, ScalarType dtype) {
   NormalCall call = prepare_randn(seeds, shape, stream, draw, dtype);
-  run(cpu::kernels().normals, call.args);
+  run(cpu::kernels<cpu::NoiseKernels>().normals, call.args);
   return call.out;
 }
 
 std::tuple<Tensor, Tensor> interpolate(Tensor data, Tensor t, OptionalTensor x0, OptionalTensor seeds, int64_t path,
                                        double path_a, double path_b, int64_t prediction, int64_t stream, int64_t draw) {
   InterpolateCall call = prepare_interpolate(data, t, x0, seeds, path, path_a, path_b, prediction, stream, draw);
-  run(cpu::kernels().interpolate, call.args);
+  run(cpu::kernels<cpu::NoiseKernels>().interpolate, call.args);
   return {call.point, call.target};
 }
 
@@ -45,7 +45,7 @@ STABLE_TORCH_LIBRARY_IMPL(pyflowcore, CPU, m) {
 
 // For Python's info() and the tests, by ctypes.
 extern "C" {
-__attribute__((visibility("default"))) const char* pyflowcore_cpu_isa() { return pfc::cpu::kernels().isa; }
+__attribute__((visibility("default"))) const char* pyflowcore_cpu_isa() { return pfc::cpu::isa_name(); }
 __attribute__((visibility("default"))) int pyflowcore_cpu_has_isa(const char* name) { return pfc::cpu::has_isa(name); }
 __attribute__((visibility("default"))) int pyflowcore_cpu_select_isa(const char* name) {
   return pfc::cpu::select_isa(name);

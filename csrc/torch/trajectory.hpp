@@ -1,6 +1,9 @@
 // trajectory: from tensors to TrajectoryArgs. What CPU and CUDA share; they differ in the kernel that they call.
 #pragma once
 
+#include <algorithm>
+#include <bit>
+
 #include "combine.hpp"
 #include "network.hpp"
 
@@ -32,10 +35,24 @@ inline bool surely_finite(const double* rec) {
   return large == 0;
 }
 
+// Whether all of them are 0 or -0.
+inline bool all_zero(const double* values, int count) {
+  uint64_t bits = 0;
+  for (int i = 0; i < count; ++i) bits |= std::bit_cast<uint64_t>(values[i]) << 1;
+  return bits == 0;
+}
+
+// One bit for each slot that a row reads. Most rows of most plans read none.
+inline uint32_t slots_read(const double* rec) {
+  uint32_t reads = 0;
+  if (all_zero(rec + record::kB, kMaxSlots) && all_zero(rec + record::kE, kMaxSlots)) return reads;
+  for (int k = 0; k < kMaxSlots; ++k)
+    reads |= static_cast<uint32_t>((rec[record::kB + k] != 0.0) | (rec[record::kE + k] != 0.0)) << k;
+  return reads;
+}
+
 inline bool has_draws(const double* rec) {
-  for (int n = 0; n < kMaxDraws; ++n)
-    if (rec[record::kS + n] != 0.0 || rec[record::kR + n] != 0.0) return true;
-  return false;
+  return !all_zero(rec + record::kS, kMaxDraws) || !all_zero(rec + record::kR, kMaxDraws);
 }
 
 // Each row: its numbers, its slots, its draws and its branches. What a kernel then reads without looking.
@@ -56,14 +73,13 @@ inline void check_rows(TrajectoryArgs& args, const Tensor& table, bool seeds_giv
     PFC_CHECK(branches < 2 || scale_given, "guidance: row ", i, " has ", branches,
               " branches and needs a scale, got None");
     if (branches > args.most_branches) args.most_branches = static_cast<int>(branches);
-    for (int k = 0; k < kMaxSlots; ++k) {
-      const bool read = rec[record::kB + k] != 0.0 || rec[record::kE + k] != 0.0;
-      PFC_CHECK(!read || (filled >> k & 1u), "table: row ", i, " reads slot ", k, ", which no row before it writes");
-      if (read && k >= args.slots) args.slots = k + 1;
-    }
+    const uint32_t reads = slots_read(rec);
+    if (const uint32_t unwritten = reads & ~filled; unwritten != 0)
+      PFC_CHECK(false, "table: row ", i, " reads slot ", std::countr_zero(unwritten),
+                ", which no row before it writes");
+    args.slots = std::max(args.slots, static_cast<int>(std::bit_width(reads)));
     const int store = static_cast<int>(rec[record::kStore]);
-    PFC_CHECK(store < 0 || (rec[record::kB + store] == 0.0 && rec[record::kE + store] == 0.0), "table: row ", i,
-              " reads and writes slot ", store, " in place");
+    PFC_CHECK(store < 0 || (reads >> store & 1u) == 0, "table: row ", i, " reads and writes slot ", store, " in place");
     PFC_CHECK(store < 0 || evaluates, "table: row ", i, " evaluates nothing and stores into slot ", store);
     if (store >= 0) filled |= 1u << store;
     if (store >= args.slots) args.slots = store + 1;

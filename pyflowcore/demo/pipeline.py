@@ -20,7 +20,7 @@ from .report import Report, Row
 @dataclass(frozen=True)
 class Settings:
     """Sizes of a run: training steps of each network, samples a class, guidance scale, epochs of the judge, repeats of
-    the sampler's timing, the seed of everything, width and depth of the network."""
+    the sampler's timing, the seed of everything; which network ("dit" or "unet"), its width and depth (None: its own)."""
 
     steps: int = 1500
     per_class: int = 50
@@ -28,8 +28,9 @@ class Settings:
     epochs: int = 30
     repeats: int = 25
     seed: int = 0
-    width: int = 96
-    depth: int = 4
+    model: str = "dit"
+    width: int | None = None
+    depth: int | None = None
 
 
 QUICK = Settings(steps=30, per_class=4, epochs=2, repeats=3)
@@ -52,7 +53,7 @@ def run(out: str | os.PathLike[str], settings: Settings | None = None, *, progre
     yardstick = Yardstick.of(digits, judge, per_class=settings.per_class, seed=settings.seed)
     print(f"classifier: right on {100 * yardstick.reference.accuracy:.1f} % of held-out digits", flush=True)
     for objective in ("flow", "diffusion"):
-        model = new_model(settings.seed, width=settings.width, depth=settings.depth)
+        model = new_model(settings.seed, kind=settings.model, width=settings.width, depth=settings.depth)
         trainer = Trainer(model, digits.images, digits.labels, train_config(objective, settings.seed))
         start = time.perf_counter()
         trainer.run(settings.steps, progress=progress, label=f"training, {objective}")

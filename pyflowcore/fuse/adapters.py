@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from ..models.mlp import MLP
+from ..models.resmlp import ResMLP
 from .calling import Calling, style_of
 from .errors import CannotFuse, WantsLabels, WantsSize
 from .lowered import Lowered, check_structure, lowered
@@ -29,7 +30,13 @@ def discover(
     times: Tensor,
 ) -> tuple[Calling, Lowered]:
     """How the module is called, and its network."""
-    if isinstance(module, MLP):
+    if isinstance(module, ResMLP) and module.modulated:
+        raise CannotFuse(
+            "ResMLP",
+            "its layer norms, and the modulations by the time, are not parts of a small network; one built with "
+            "modulated=False can be fused",
+        )
+    if isinstance(module, MLP | ResMLP):
         return _of_mlp(module, inputs, sizes, labels, shape, times)
     style = style_of(module, inputs)
     conditions = [name for name in inputs if name not in ("x", "t")]
@@ -90,28 +97,29 @@ def _shapes_of(
 
 
 def _of_mlp(
-    module: MLP,
+    module: MLP | ResMLP,
     inputs: Sequence[str],
     sizes: Mapping[str, int],
     labels: Sequence[str],
     shape: Sequence[int] | None,
     times: Tensor,
 ) -> tuple[Calling, Lowered]:
-    """models.MLP says everything itself; labels that are not given are its null class."""
+    """models.MLP and models.ResMLP say everything themselves; labels that are not given are its null class."""
+    kind = "models.MLP" if isinstance(module, MLP) else "models.ResMLP"
     own = [name for name, there in (("y", module.num_classes), ("c", module.cond_dim)) if there]
     if unknown := [name for name in inputs if name not in ("x", "t", *own)]:
         raise ValueError(
-            f"inputs has {', '.join(unknown)}, and this models.MLP takes x, t{''.join(f', {n}' for n in own)}"
+            f"inputs has {', '.join(unknown)}, and this {kind} takes x, t{''.join(f', {n}' for n in own)}"
         )
     own_sizes = {"x": module.shape[0], "c": module.cond_dim}
     for name, size in sizes.items():
         if size != own_sizes.get(name):
             is_ = f"{own_sizes[name]} of {name}" if name in own_sizes else f"{name} as labels"
-            raise ValueError(f"sizes[{name!r}] is {size}, and this models.MLP takes {is_}")
+            raise ValueError(f"sizes[{name!r}] is {size}, and this {kind} takes {is_}")
     if wrong := [name for name in labels if name != "y"]:
-        raise ValueError(f"labels has {', '.join(wrong)}, and the labels of a models.MLP are y")
+        raise ValueError(f"labels has {', '.join(wrong)}, and the labels of a {kind} are y")
     if shape is not None and tuple(shape) != module.shape:
-        raise ValueError(f"shape is {tuple(shape)}, and this models.MLP takes x of shape {module.shape}")
+        raise ValueError(f"shape is {tuple(shape)}, and this {kind} takes x of shape {module.shape}")
     calling = Calling(
         ("x", "t", *own), module.shape, 2, "batch", (("c", module.cond_dim),) if module.cond_dim else (),
         frozenset({"y"} if module.num_classes else ()), (("y", module.num_classes),) if module.num_classes else (),

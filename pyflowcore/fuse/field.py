@@ -179,9 +179,10 @@ def fuse(
     """A small network as a field that the engines run in one kernel.
 
     Args:
-        module: a ``models.MLP``, an ``nn.Sequential``, or a module whose forward is made of Linear layers, activations,
-            residual blocks, sines and cosines of the time, and constants that scale and shift. What it computes is read from
-            one run of its forward, and compared with the module in float64 at random points.
+        module: a ``models.MLP``, a ``models.ResMLP`` built with ``modulated=False``, an ``nn.Sequential``, or a module whose
+            forward is made of Linear layers, activations, residual blocks, sines and cosines of the time, and constants that
+            scale and shift. What it computes is read from one run of its forward, and compared with the module in float64 at
+            random points.
         inputs: names of its inputs in the order in which it takes them: "x", "t" (0-dimensional, [B] or [B, 1], as it wants)
             and any conditions. A forward of one tensor gets them concatenated.
         sizes: elements of the conditions (and of x), where they do not follow from the layers.

@@ -13,20 +13,24 @@ from .action_expert import ActionExpert
 from .dit import DiT
 from .mlp import MLP
 from .mmdit import MMDiT
+from .resmlp import ResMLP
 from .sizes import SIZES
 from .text import ByteEncoder
+from .unet import UNet
 
-Model = DiT | MLP | MMDiT | ActionExpert
-_MODELS: dict[str, type[DiT] | type[MLP] | type[MMDiT] | type[ActionExpert]] = {
+Model = ActionExpert | DiT | MLP | MMDiT | ResMLP | UNet
+_MODELS: dict[str, type[Model]] = {
     "ActionExpert": ActionExpert,
     "DiT": DiT,
     "MLP": MLP,
     "MMDiT": MMDiT,
+    "ResMLP": ResMLP,
+    "UNet": UNet,
 }
 
 
 def build(name: str, config: Mapping[str, Any]) -> Model:
-    """The model called ``name`` (its class's) with the arguments ``config``, as a checkpoint stores them.
+    """The model called ``name``, as its class is, with the arguments ``config``, as a checkpoint stores them.
 
     Raises:
         ValueError: for an unknown name, or a config that the model does not take.
@@ -51,4 +55,16 @@ def named(name: str, **changes: Any) -> Model:
     return build(model, config | changes)
 
 
-__all__ = ["MLP", "SIZES", "ActionExpert", "ByteEncoder", "DiT", "MMDiT", "Model", "build", "named"]
+__all__ = [
+    "MLP",
+    "SIZES",
+    "ActionExpert",
+    "ByteEncoder",
+    "DiT",
+    "MMDiT",
+    "Model",
+    "ResMLP",
+    "UNet",
+    "build",
+    "named",
+]

@@ -11,8 +11,8 @@ from torch import Tensor
 def timestep_embedding(t: Tensor, width: int, *, scale: float = 1000.0, period: float = 10000.0) -> Tensor:
     """Sinusoids of ``scale * t``, cosines first: t [B] -> [B, width], float32 whatever t is (width must be even).
 
-    float32 because a bfloat16 phase is wrong by whole turns at scale 1000. Frequencies are geometric from 1 down to
-    1 / period (Vaswani et al. 2017, section 3.5).
+    float32 because a bfloat16 phase is wrong by whole turns at scale 1000. Frequencies are geometric, from 1 to one
+    step short of 1 / period (Vaswani et al. 2017, section 3.5).
     """
     half = width // 2
     frequencies = torch.exp(

@@ -64,6 +64,22 @@ _ACTIONS: dict[str, dict[str, Any]] = {
     "pi0.5-300M": _EXPERT | {"mlp_width": 4096, "time": "adarms"},
 }
 
+# The U-Nets. Dhariwal & Nichol 2021, appendix on hyperparameters, and openai/guided-diffusion; the last convolution computes a
+# variance for each channel. flow_matching's ImageNet 64 example is ADM-64 without these.
+_ADM = {"channels": 3, "width": 256, "blocks": 2, "num_classes": 1000, "time_scale": 1.0, "outputs": 6}
+_CIFAR = {"size": 32, "channels": 3, "width": 128, "attention": [2], "time_scale": 1.0}
+_UNETS: dict[str, dict[str, Any]] = {
+    "ADM-64": _ADM | {"size": 64, "width": 192, "blocks": 3, "multipliers": [1, 2, 3, 4], "attention": [2, 4, 8],
+                      "dropout": 0.1},
+    "ADM-256": _ADM | {"size": 256, "multipliers": [1, 1, 2, 2, 4, 4], "attention": [8, 16, 32]},
+    # The CIFAR-10 examples of atong01/conditional-flow-matching (Ho et al. 2020 with heads; no classes, shifts alone)
+    # and of facebookresearch/flow_matching, here without classes as well.
+    "CFM-CIFAR10": _CIFAR | {"multipliers": [1, 2, 2, 2], "blocks": 2, "dropout": 0.1, "scale_shift": False,
+                             "resample": "conv"},
+    "FM-CIFAR10": _CIFAR | {"multipliers": [2, 2, 2], "blocks": 4, "head_channels": 0, "dropout": 0.3,
+                            "resample": "pool"},
+}  # fmt: skip
+
 
 def _table() -> dict[str, tuple[str, dict[str, Any]]]:
     table: dict[str, tuple[str, dict[str, Any]]] = {}
@@ -73,8 +89,8 @@ def _table() -> dict[str, tuple[str, dict[str, Any]]]:
             for patch in sides:
                 own = {"patch": patch, "width": width, "depth": depth, "heads": heads}
                 table[f"{family}-{size}/{patch}"] = "DiT", common | own
-    table |= {name: ("MMDiT", config) for name, config in _MMDIT.items()}
-    table |= {name: ("ActionExpert", config) for name, config in _ACTIONS.items()}
+    for model, configs in (("MMDiT", _MMDIT), ("ActionExpert", _ACTIONS), ("UNet", _UNETS)):
+        table |= {name: (model, config) for name, config in configs.items()}
     return table
 
 

@@ -31,6 +31,7 @@ def fit(
 
     The learning rate grows over ``config.warmup`` steps and falls to zero along a cosine. Randomness is a function of
     ``config.seed`` and the step alone, as in ``Trainer``: a condition drawn from its seeds and step is reproducible too.
+    Only dropout draws from torch's generator.
 
     Args:
         net: called as ``net(x, t, **conditions)``.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import models
 from . import checkpoints, objectives, times
@@ -134,9 +136,10 @@ class Trainer:
             )
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * min(1.0, (self.step + 1) / max(1, config.warmup))
-        loss = objectives.regression_loss(
-            self.model, self.data[rows], self._seeds, objective=config.objective, draw=self.step, **cond
-        )
+        with self._dropout():
+            loss = objectives.regression_loss(
+                self.model, self.data[rows], self._seeds, objective=config.objective, draw=self.step, **cond
+            )
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
@@ -144,6 +147,22 @@ class Trainer:
         self.ema.update(self.model, self.step)
         self.step += 1
         return loss.detach()
+
+    @contextlib.contextmanager
+    def _dropout(self) -> Iterator[None]:
+        """Dropout draws from torch's generator, so that gets a state of the step's own, and its old one back: a run that
+        goes on drops what it would have dropped without a stop."""
+        device = self.data.device
+        if not any(isinstance(part, nn.Dropout) and part.p > 0 for part in self.model.modules()):
+            yield
+            return
+        on_cuda = device.type == "cuda"
+        with torch.random.fork_rng(devices=[device] if on_cuda else []):
+            generator = (
+                torch.cuda.default_generators[device.index or 0] if on_cuda else torch.default_generator
+            )
+            generator.manual_seed((self.config.seed << 32) + self.step)
+            yield
 
     def run(self, steps: int, *, progress: bool = False, label: str = "training") -> None:
         """Go on until ``steps`` steps are done in all, with a bar (tqdm) if asked."""
