@@ -22,6 +22,7 @@ def test_every_example(capsys):
         exec(block, names)
     assert names["images"].shape == (4, 1, 8, 8)
     assert names["again"].config["width"] == 96
+    assert names["drawn"].shape == (2, 1, 8, 8) and names["chunks"].shape == (2, 16, 2)
     assert "674.8 M parameters, 118.64 G multiply-adds" in capsys.readouterr().out
 
 
@@ -41,6 +42,18 @@ def test_the_table_of_transformers(row):
     assert [str(net.config[key]) for key in ("width", "depth", "heads")] == [width, depth, heads]
     assert f"{found.parameters:,}" == learned
     assert f"{found.multiply_adds / 1e9:.2f}" == multiply_adds
+
+
+NAMED = re.compile(r"^\| (SD3\S*|FLUX\S*|pi0\S*) \|.*?\| ([\d,]+) \|", re.MULTILINE)
+
+
+def test_the_tables_of_two_streams_and_of_experts():
+    rows = NAMED.findall(PAGE.read_text())
+    assert len(rows) == 6
+    for name, learned in rows:
+        with torch.device("meta"):
+            found = sum(parameter.numel() for parameter in models.named(name).parameters())
+        assert f"{found:,}" == learned, name
 
 
 def test_the_readme_links_to_it():

@@ -9,18 +9,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .action_expert import ActionExpert
 from .dit import DiT
 from .mlp import MLP
+from .mmdit import MMDiT
 from .resmlp import ResMLP
 from .sizes import SIZES
+from .text import ByteEncoder
 from .unet import UNet
 
-Model = DiT | MLP | ResMLP | UNet
-_MODELS: dict[str, type[Model]] = {"DiT": DiT, "MLP": MLP, "ResMLP": ResMLP, "UNet": UNet}
+Model = ActionExpert | DiT | MLP | MMDiT | ResMLP | UNet
+_MODELS: dict[str, type[Model]] = {
+    "ActionExpert": ActionExpert,
+    "DiT": DiT,
+    "MLP": MLP,
+    "MMDiT": MMDiT,
+    "ResMLP": ResMLP,
+    "UNet": UNet,
+}
 
 
 def build(name: str, config: Mapping[str, Any]) -> Model:
-    """The model called ``name`` ("DiT", "MLP", "ResMLP" or "UNet") with the arguments ``config``, as a checkpoint stores them.
+    """The model called ``name``, as its class is, with the arguments ``config``, as a checkpoint stores them.
 
     Raises:
         ValueError: for an unknown name, or a config that the model does not take.
@@ -45,4 +55,16 @@ def named(name: str, **changes: Any) -> Model:
     return build(model, config | changes)
 
 
-__all__ = ["MLP", "SIZES", "DiT", "Model", "ResMLP", "UNet", "build", "named"]
+__all__ = [
+    "MLP",
+    "SIZES",
+    "ActionExpert",
+    "ByteEncoder",
+    "DiT",
+    "MMDiT",
+    "Model",
+    "ResMLP",
+    "UNet",
+    "build",
+    "named",
+]

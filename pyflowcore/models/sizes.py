@@ -1,7 +1,8 @@
 """Published sizes of reference models, by name: the arguments that build them.
 
-Facts from the papers and their authors' repositories (facebookresearch/DiT, willisma/SiT, hustvl/LightningDiT);
-docs/models.md says which counts they were checked against.
+Facts from the papers and their authors' repositories (facebookresearch/DiT, willisma/SiT, hustvl/LightningDiT, the
+configurations published with Stable Diffusion 3 and FLUX.1, Physical-Intelligence/openpi); docs/models.md says which counts
+they were checked against.
 """
 
 from __future__ import annotations
@@ -37,6 +38,31 @@ _FAMILIES: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]]]] = {
     "SiT": (_SIT, dict.fromkeys(("S", "B", "L", "XL"), (2, 4, 8))),
     "LightningDiT": (_LIGHTNING, dict.fromkeys(_TRANSFORMERS, (1, 2))),
 }
+# Latent images of 16 channels at an eighth of the side, here those of 1024 x 1024 pixels; text from T5-XXL, pooled from CLIP.
+_TWO_STREAMS = {"size": 128, "channels": 16, "patch": 2, "text_width": 4096, "time_dim": 256}
+_SD3 = _TWO_STREAMS | {"single": 0, "pooled_width": 2048, "positions": "sincos", "max_side": 192}
+_FLUX = _TWO_STREAMS | {
+    "width": 3072,
+    "heads": 24,
+    "double": 19,
+    "single": 38,
+    "pooled_width": 768,
+    "positions": "rope",
+    "axes": (16, 56, 56),
+    "qk_norm": True,
+}
+_MMDIT: dict[str, dict[str, Any]] = {
+    "SD3-medium": _SD3 | {"width": 1536, "heads": 24, "double": 24},
+    "SD3.5-large": _SD3 | {"width": 2432, "heads": 38, "double": 38, "qk_norm": True},
+    "FLUX-schnell": _FLUX,
+    "FLUX-dev": _FLUX | {"guidance": True},
+}
+# "gemma_300m" beside a prefix from PaliGemma, whose keys and values come from that model's own layers.
+_EXPERT = {"horizon": 50, "dims": 32, "width": 1024, "depth": 18, "heads": 8, "kv_heads": 1, "head_dim": 256}
+_ACTIONS: dict[str, dict[str, Any]] = {
+    "pi0-300M": _EXPERT | {"mlp_width": 4096, "state_dim": 32, "time": "mlp"},
+    "pi0.5-300M": _EXPERT | {"mlp_width": 4096, "time": "adarms"},
+}
 
 # The U-Nets. Dhariwal & Nichol 2021, appendix on hyperparameters, and openai/guided-diffusion; the last convolution computes a
 # variance for each channel. flow_matching's ImageNet 64 example is ADM-64 without these.
@@ -63,7 +89,9 @@ def _table() -> dict[str, tuple[str, dict[str, Any]]]:
             for patch in sides:
                 own = {"patch": patch, "width": width, "depth": depth, "heads": heads}
                 table[f"{family}-{size}/{patch}"] = "DiT", common | own
-    return table | {name: ("UNet", config) for name, config in _UNETS.items()}
+    for model, configs in (("MMDiT", _MMDIT), ("ActionExpert", _ACTIONS), ("UNet", _UNETS)):
+        table |= {name: (model, config) for name, config in configs.items()}
+    return table
 
 
 #: Name -> (class, as ``build`` takes it; arguments).

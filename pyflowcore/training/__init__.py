@@ -2,6 +2,7 @@
 
 from . import atomic, checkpoints, times
 from .checkpoints import Checkpoint
+from .conditional import fit
 from .ema import EMA
 from .loop import TrainConfig, Trainer
 from .objectives import DIFFUSION, FLOW, Objective, diffusion_loss, flow_matching_loss, regression_loss
@@ -19,6 +20,7 @@ __all__ = [
     "atomic",
     "checkpoints",
     "diffusion_loss",
+    "fit",
     "flow_matching_loss",
     "load_checkpoint",
     "regression_loss",
