@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_on_cpu import FLAGS
+from compiled import load
 
 SOURCE = Path(__file__).with_name("tokens_on_cpu.cpp")
 DTYPES = {
@@ -22,14 +20,8 @@ POISON = 0x7B
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("needs a C++ compiler")
-    target = tmp_path_factory.mktemp("tokens") / "tokens.so"
-    done = subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(target)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return ctypes.CDLL(str(target))
+def library() -> ctypes.CDLL:
+    return load(SOURCE)
 
 
 def numbers(make: np.random.Generator, dtype: str, count: int, shift: int = 0) -> np.ndarray:

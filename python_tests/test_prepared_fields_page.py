@@ -1,0 +1,32 @@
+"""docs/prepared-fields.md runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+import pyflowcore as pfc
+from pyflowcore import models
+
+PAGE = Path(__file__).parents[1] / "docs" / "prepared-fields.md"
+
+
+def test_every_example() -> None:
+    torch.manual_seed(0)
+    names = {"pfc": pfc, "torch": torch, "models": models}
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(blocks) == 1
+    for block in blocks:
+        exec(block, names)
+    assert names["samples"].shape == (4, 1, 8, 8)
+
+
+def test_every_operator_is_on_the_page() -> None:
+    field = pfc.prepare(models.DiT())
+    assert all(f"`{name}`" in PAGE.read_text() for name in field.net.packed.operators)
+
+
+def test_the_readme_links_to_it() -> None:
+    assert "docs/prepared-fields.md" in (PAGE.parents[1] / "README.md").read_text()
