@@ -175,6 +175,7 @@ def _loop_parts(call: Call, kernels: str, guided: bool, apart: bool) -> _Parts:
     fused = isinstance(call.field, FusedField)
     combine = "combine" if call.enable_grad else "combine_"
     operators = [combine]
+    products = ""
     where = "the caller's, called for every evaluation"
     if fused:
         operators.append("network")
@@ -192,8 +193,14 @@ def _loop_parts(call: Call, kernels: str, guided: bool, apart: bool) -> _Parts:
         else:
             where = f"prepared {name}, what depends on time and condition once for all rows"
             operators += packed.operators
+        if not call.enable_grad:
+            reason = packed.products.reason
+            products = (
+                f"PyTorch's, since {reason}" if reason else "oneDNN's, weights packed at their first use"
+            )
     parts = [
         ("network", where),
+        *([("products", products)] if products else []),
         ("rows", f"{combine} ({kernels}), state and {_counted(call.plan.slots, 'slot')}"),
     ]
     if guided:

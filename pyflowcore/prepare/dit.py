@@ -32,7 +32,7 @@ class PackedDiT(Packed[DiT]):
         return "norm_modulate", "gate_residual_norm_", "qk_norm_rope", "swiglu" if gated else "gelu_"
 
     def begin(self, times: Tensor, cond: dict[str, Any], n: int) -> Evaluate:
-        model, dtype = self.model, self.dtype
+        model, dtype, products = self.model, self.dtype, self.products
         blocks: list[Block] = list(model.blocks)  # type: ignore[arg-type]
         norms = [*(block.norm1 for block in blocks), model.head.norm]
         embedded = model.time_steer(times.reshape(-1), dtype).reshape(*times.shape, model.width)
@@ -51,14 +51,16 @@ class PackedDiT(Packed[DiT]):
             steps = [
                 steer.unflatten(1, (-1, model.width)).unbind(1) for steer in steering.at(row, x.shape[0])
             ]
-            tokens = F.linear(model.patchify(x), model.embed.weight).add_(place)
+            tokens = products(model.embed, model.patchify(x)).add_(place)
             h = modulated(tokens, norms[0], *steps[0][:2])
             for i, block in enumerate(blocks):
                 _, _, gate1, shift2, scale2, gate2 = steps[i]
-                mixed = attended(block.attention, h, model.rotary_cos, model.rotary_sin)
-                h = gated_into(tokens, mixed, block.attention.out, gate1, block.norm2, shift2, scale2)
-                inner, out = hidden(block.mlp, h)
-                h = gated_into(tokens, inner, out, gate2, norms[i + 1], *steps[i + 1][:2])
+                mixed = attended(products, block.attention, h, model.rotary_cos, model.rotary_sin)
+                h = gated_into(
+                    products, tokens, mixed, block.attention.out, gate1, block.norm2, shift2, scale2
+                )
+                inner, out = hidden(products, block.mlp, h)
+                h = gated_into(products, tokens, inner, out, gate2, norms[i + 1], *steps[i + 1][:2])
             answer = F.linear(h, model.head.out.weight[:kept], model.head.out.bias[:kept])
             return model.unpatchify(answer)
 

@@ -33,7 +33,7 @@ class PreparedNet:
         check_conditions(self.packed, cond)
         times = t.reshape(1, -1).expand(1, len(x)) if t.numel() != len(x) else t.reshape(1, -1)
         with torch.no_grad():
-            return self.packed.begin(times, cond, len(x))(x, 0)
+            return self.packed.start(times, cond, len(x))(x, 0)
 
 
 def wants_gradient(packed: Packed[Any], x: Tensor, t: Tensor, cond: dict[str, Any]) -> bool:
@@ -101,7 +101,7 @@ class PreparedField(Field):
         """
         check_conditions(self.net.packed, cond)
         with torch.no_grad():
-            return self.net.packed.begin(times, cond, n)
+            return self.net.packed.start(times, cond, n)
 
     def __repr__(self) -> str:
         return f"PreparedField({super().__repr__()}, dtype={self.net.packed.dtype})"

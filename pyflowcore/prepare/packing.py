@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .products import Products
+
 __all__ = ["Evaluate", "Packed"]
 
 # (x [n, ...], row of the plan) -> the network's output, like x
@@ -20,12 +22,14 @@ Model = TypeVar("Model", bound=nn.Module)
 class Packed(ABC, Generic[Model]):
     """The weights of a model in the dtype in which they are evaluated.
 
-    Where that is the model's own the tensors are the model's, so a training step is seen at once; else they are copies.
+    Where that is the model's own the tensors are the model's, so a training step is seen at once; else they are copies. What
+    ``products`` packs of them is made again where they were written, as a trajectory begins.
 
     Attributes:
         source: the model.
         model: what is evaluated: the model, or its copy in ``dtype``.
         conditions: the names of the conditions that the model takes.
+        products: of the model's linear layers.
     """
 
     conditions: ClassVar[tuple[str, ...]]
@@ -40,6 +44,7 @@ class Packed(ABC, Generic[Model]):
         self._dtype = dtype
         self._marks: tuple[tuple[int, int], ...] = ()
         self.model = source
+        self.products = Products(source)
         self.refresh()
 
     @property
@@ -51,6 +56,7 @@ class Packed(ABC, Generic[Model]):
         """Takes the weights that the model has now, where they are copies."""
         if all(p.dtype == self.dtype for p in self.source.parameters()):
             self.model = self.source
+            self.products = Products(self.model)
             return
         with torch.inference_mode(False), torch.no_grad():
             made = copy.deepcopy(self.source)
@@ -58,6 +64,7 @@ class Packed(ABC, Generic[Model]):
             for parameter in made.parameters():
                 parameter.data = parameter.data.to(self.dtype)
             self.model = made.requires_grad_(False)
+        self.products = Products(self.model)
         self._marks = self._written()
 
     def stale(self) -> bool:
@@ -66,6 +73,11 @@ class Packed(ABC, Generic[Model]):
 
     def _written(self) -> tuple[tuple[int, int], ...]:
         return tuple((id(p), p._version) for p in self.source.parameters())
+
+    def start(self, times: Tensor, cond: dict[str, Any], n: int) -> Evaluate:
+        """:meth:`begin`, with the weights that the model has now."""
+        self.products.follow()
+        return self.begin(times, cond, n)
 
     @abstractmethod
     def begin(self, times: Tensor, cond: dict[str, Any], n: int) -> Evaluate:

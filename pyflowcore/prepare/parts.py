@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..models.dit import Attention
 from ..models.feedforward import SwiGLU
+from .products import Products
 
 __all__ = ["attended", "gated_into", "hidden", "modulated"]
 
@@ -33,18 +34,27 @@ def modulated(x: Tensor, norm: AnyNorm, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def gated_into(
-    x: Tensor, inner: Tensor, out: nn.Linear, gate: Tensor, norm: AnyNorm, shift: Tensor, scale: Tensor
+    products: Products,
+    x: Tensor,
+    inner: Tensor,
+    out: nn.Linear,
+    gate: Tensor,
+    norm: AnyNorm,
+    shift: Tensor,
+    scale: Tensor,
 ) -> Tensor:
     """x += gate out(inner), in place; the answer is norm(x) (1 + scale) + shift, what the next half begins with."""
     return ops.gate_residual_norm_(
-        x, F.linear(inner, out.weight), gate, shift, scale, y_bias=out.bias, **norm_arguments(norm)
+        x, products(out, inner), gate, shift, scale, y_bias=out.bias, **norm_arguments(norm)
     )
 
 
-def attended(attention: Attention, h: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
+def attended(
+    products: Products, attention: Attention, h: Tensor, cos: Tensor | None, sin: Tensor | None
+) -> Tensor:
     """What attention finds, before its projection: [B, N, width]."""
     q, k, v = ops.qk_norm_rope(
-        F.linear(h, attention.qkv.weight),
+        products(attention.qkv, h),
         attention.heads,
         bias=attention.qkv.bias,
         cos=cos,
@@ -65,13 +75,13 @@ def qk_norm_arguments(attention: Attention) -> dict[str, Any]:
     return found
 
 
-def hidden(mlp: nn.Module, h: Tensor) -> tuple[Tensor, nn.Linear]:
+def hidden(products: Products, mlp: nn.Module, h: Tensor) -> tuple[Tensor, nn.Linear]:
     """An MLP up to its last product: (the hidden activations, the last layer)."""
     if isinstance(mlp, SwiGLU):
-        return ops.swiglu(F.linear(h, mlp.inner.weight), mlp.inner.bias), mlp.out
+        return ops.swiglu(products(mlp.inner, h), mlp.inner.bias), mlp.out
     assert isinstance(mlp, nn.Sequential)
     first, activation, last = mlp
     assert isinstance(first, nn.Linear) and isinstance(activation, nn.GELU) and isinstance(last, nn.Linear)
-    product = F.linear(h, first.weight)
+    product = products(first, h)
     form: Literal["none", "tanh"] = "tanh" if activation.approximate == "tanh" else "none"
     return ops.gelu_(product, first.bias, approximate=form), last

@@ -1,0 +1,164 @@
+"""Products with packed weights: the layer's own, whatever happens to its weights and whoever watches."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pyflowcore as pfc
+from pyflowcore import models
+from pyflowcore.prepare.products import Products, why_not_packed
+
+PACKS = not why_not_packed(torch.device("cpu"), torch.float32)
+packs = pytest.mark.skipif(not PACKS, reason="this PyTorch packs no weights for oneDNN")
+
+
+def layer(inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> nn.Linear:
+    torch.manual_seed(inputs * 1000 + outputs)
+    return nn.Linear(inputs, outputs, dtype=dtype).requires_grad_(False)
+
+
+def products(*layers: nn.Linear) -> Products:
+    return Products(nn.ModuleList(layers))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("inputs, outputs", [(1, 1), (7, 3), (64, 192), (129, 65)])
+def test_a_product_is_the_layers(inputs: int, outputs: int, dtype: torch.dtype) -> None:
+    """Within the bound of a sum of as many terms, at every batch, from the same packed weights."""
+    one = layer(inputs, outputs, dtype)
+    made = products(one)
+    eps = torch.finfo(dtype).eps
+    sums = eps if dtype == torch.float64 else torch.finfo(torch.float32).eps
+    for shape in ((5,), (1,), (2, 33), (3, 1, 4), (0,)):
+        x = torch.randn(*shape, inputs, dtype=dtype)
+        for bias in (False, True):
+            found = made(one, x, bias=bias)
+            assert found.shape == (*shape, outputs) and found.dtype == dtype
+            weight, added = one.weight.double(), one.bias.double() if bias else torch.zeros(outputs)
+            exact = x.double() @ weight.T + added
+            size = x.double().abs() @ weight.abs().T + added.abs()
+            assert bool(
+                ((found.double() - exact).abs() <= eps * exact.abs() + (inputs + 2) * sums * size).all()
+            )
+
+
+def test_strided_inputs() -> None:
+    one = layer(24, 16)
+    made = products(one)
+    wide = torch.randn(6, 5, 48)
+    for x in (
+        wide[..., ::2],
+        wide[..., 24:],
+        wide[::2, :, :24],
+        wide.transpose(0, 1)[..., :24],
+        wide[:, :1, :24],
+    ):
+        torch.testing.assert_close(made(one, x), one(x) - one.bias, rtol=1e-5, atol=1e-5)
+
+
+@packs
+def test_weights_that_were_written_are_packed_again() -> None:
+    one, other = layer(8, 8), layer(8, 8)
+    made = products(one, other)
+    x = torch.randn(3, 8)
+    first = made(one, x)
+    made.follow()
+    assert torch.equal(made(one, x), first)
+    with torch.no_grad():
+        one.weight.mul_(2.0)
+    # Until a trajectory begins: its steps share one set of weights.
+    assert torch.equal(made(one, x), first)
+    made.follow()
+    torch.testing.assert_close(made(one, x), 2 * first)
+    assert not made.reason
+
+
+def test_float64_and_devices_without_packed_weights_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "float64" in why_not_packed(torch.device("cpu"), torch.float64)
+    assert "cuda" in why_not_packed(torch.device("cuda"), torch.float32)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert why_not_packed(torch.device("cpu"), torch.float32) == "this PyTorch has no oneDNN"
+    one = layer(4, 4)
+    x = torch.randn(3, 4)
+    assert torch.equal(products(one)(one, x, bias=True), one(x))
+
+
+SMALL = {"size": 4, "channels": 2, "width": 32, "depth": 2, "heads": 2, "num_classes": 0}
+
+
+def dit() -> models.DiT:
+    torch.manual_seed(0)
+    model = models.DiT(**SMALL).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda field: pickle.loads(pickle.dumps(field))])
+def test_prepared_fields_are_copied_without_what_is_packed(again: object) -> None:
+    field = pfc.prepare(dit())
+    x, t = torch.randn(2, 2, 4, 4), torch.rand(2)
+    with torch.no_grad():
+        want = field(x, t)
+        made = again(field)  # type: ignore[operator]
+        assert torch.equal(made(x, t), want)
+        made.model.head.out.weight.zero_()
+        made.model.head.out.bias.zero_()
+        assert not bool(made(x, t).any())
+        assert torch.equal(field(x, t), want)
+
+
+def test_a_training_step_is_seen_by_the_next_trajectory() -> None:
+    model = dit()
+    field = pfc.prepare(model)
+    sampler = pfc.Sampler(pfc.plan("euler", steps=3))
+    learner = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        x, t = torch.randn(2, 2, 4, 4), torch.rand(2)
+        learner.zero_grad()
+        model(x, t).square().mean().backward()
+        learner.step()
+        found = sampler(field, shape=model.shape, seeds=[1, 2])
+        torch.testing.assert_close(
+            found, sampler(model, shape=model.shape, seeds=[1, 2]), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_moved_or_replaced_weight_is_seen() -> None:
+    model = dit()
+    field = pfc.prepare(model)
+    x, t = torch.randn(2, 2, 4, 4), torch.rand(2)
+    with torch.no_grad():
+        field(x, t)
+        model.load_state_dict({k: 2 * v for k, v in model.state_dict().items()}, assign=True)
+        torch.testing.assert_close(field(x, t), model(x, t), rtol=1e-4, atol=1e-5)
+
+
+def compiled_by(field: pfc.Field) -> Tensor:
+    sampler = pfc.Sampler(pfc.plan("euler", steps=2))
+    run = torch.compile(lambda x: sampler(field, x0=x), backend="aot_eager")
+    with torch.no_grad():
+        return run(torch.ones(2, 2, 4, 4))
+
+
+def test_a_compiler_sees_plain_products() -> None:
+    model = dit()
+    sampler = pfc.Sampler(pfc.plan("euler", steps=2))
+    with torch.no_grad():
+        want = sampler(model, x0=torch.ones(2, 2, 4, 4))
+    torch.testing.assert_close(compiled_by(pfc.prepare(model)), want, rtol=1e-4, atol=1e-5)
+
+
+def test_explain_names_the_products() -> None:
+    sampler = pfc.Sampler(pfc.plan("euler", steps=2))
+    parts = dict(sampler.explain(pfc.prepare(dit())).parts)
+    assert ("oneDNN" in parts["products"]) == PACKS
+    double = dict(sampler.explain(pfc.prepare(dit().double())).parts)
+    assert "PyTorch's, since" in double["products"] and "float64" in double["products"]
+    assert "products" not in dict(sampler.explain(dit()).parts)
