@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from ..field import Field, as_field
+from ..models.action_expert import ActionExpert
 from ..models.dit import DiT
+from .action_expert import PackedActionExpert
 from .dit import PackedDiT
 from .packing import Evaluate, Packed
 
 __all__ = ["PreparedField", "prepare"]
 
 # How each model is evaluated. Subclasses may compute something else, so they are not taken for their base.
-PACKED: dict[type[nn.Module], type[Packed[Any]]] = {DiT: PackedDiT}
+PACKED: dict[type[nn.Module], type[Packed[Any]]] = {ActionExpert: PackedActionExpert, DiT: PackedDiT}
 
 
 class PreparedNet:

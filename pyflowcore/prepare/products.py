@@ -7,14 +7,24 @@ were measured (docs/notes/prepared.md).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Products", "why_not_packed"]
+__all__ = ["Layer", "Products", "why_not_packed"]
+
+
+class Layer(Protocol):
+    """What has the weights of a linear layer: such a layer, or what makes one of several or of parts."""
+
+    @property
+    def weight(self) -> Tensor: ...
+
+    @property
+    def bias(self) -> Tensor | None: ...
 
 
 def why_not_packed(device: torch.device, dtype: torch.dtype) -> str:
@@ -75,20 +85,32 @@ class Products:
             first = next(self._all())
             self.reason = why_not_packed(first.device, first.dtype)
 
-    def _all(self) -> Iterator[Tensor]:
-        return (p for own in self._parameters for p in own.values() if p is not None)
-
-    def __call__(self, layer: nn.Linear, x: Tensor, *, bias: bool = False) -> Tensor:
+    def __call__(self, layer: Layer, x: Tensor, *, bias: bool = False) -> Tensor:
         """x [..., in_features] -> [..., out_features], with the layer's bias on request alone."""
         added = layer.bias if bias else None
         if self.reason or not x.numel() or _as_it_is():
             return F.linear(x, layer.weight, added)
+        packed = self._pack(layer, x.numel() // max(x.shape[-1], 1))
+        return torch.ops.mkldnn._linear_pointwise(x, packed, added, "none", [], "")
+
+    def bound(self, layer: Layer, rows: int, *, bias: bool = False) -> Callable[[Tensor], Tensor]:
+        """The same product for one trajectory, decided now and not at every call, which of a few rows takes a tenth of it."""
+        added = layer.bias if bias else None
+        if self.reason or not rows or _as_it_is():
+            weight = layer.weight
+            return lambda x: F.linear(x, weight, added)
+        packed, operator = self._pack(layer, rows), torch.ops.mkldnn._linear_pointwise.default
+        return lambda x: operator(x, packed, added, "none", [], "")
+
+    def _pack(self, layer: Layer, rows: int) -> Tensor:
         packed = self._packed.get(id(layer))
         if packed is None:
-            rows = x.numel() // max(x.shape[-1], 1)
             packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
             self._packed[id(layer)] = packed
-        return torch.ops.mkldnn._linear_pointwise(x, packed, added, "none", [], "")
+        return packed
+
+    def _all(self) -> Iterator[Tensor]:
+        return (p for own in self._parameters for p in own.values() if p is not None)
 
     def _written(self) -> tuple[tuple[int, int], ...]:
         # Weights that were made under inference mode count no versions; they cannot be trained either.
