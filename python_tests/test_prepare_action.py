@@ -85,7 +85,7 @@ def three(
     with torch.no_grad():
         cond = {"prefix": own.prefix(**narrow)} if cached else narrow
         # A few numbers say nothing of an error: of small outputs there are several.
-        for seed in range(max(1, 60 // (batch * model.shape[0] * model.shape[1]))):
+        for seed in range(max(1, 200 // (batch * model.shape[0] * model.shape[1]))):
             x, t = point(model, batch, seed)
             truth.append(exact(x, t.double(), **given))
             theirs.append(own(x.to(dtype), t, **narrow))
@@ -95,7 +95,7 @@ def three(
 
 
 @pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize(("batch", "masked"), [(1, False), (1, True), (4, True), (33, True)])
+@pytest.mark.parametrize(("batch", "masked"), [(1, False), (1, True), (33, True)])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_error_is_at_most_twice_the_models_own(name: str, batch: int, masked: bool, cached: bool) -> None:
     own, ours = three(expert(**OPTIONS[name]), torch.float32, batch, masked, cached)
