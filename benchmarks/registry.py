@@ -64,7 +64,9 @@ class Case:
     ``heat`` says where the operands lie when an arm starts: "hot" (one buffer set that fits the caches and has just
     been used by the same arm), "streamed" (one set that is larger than the caches) or "rotated" (several sets, taken
     in turn, together larger than the caches). ``clock`` is "device" for work on a device, "host" for what the caller
-    waits for. ``build`` allocates; it is called once for each repeat, so that memory placement varies too.
+    waits for. ``build`` allocates; it is called once for each repeat, so that memory placement varies too. ``runs``: the
+    slowest calls matter too, so each is timed by itself, this many over all repeats or as many as the budget allows, and
+    rows have their tails. Nothing is warmed up before a call then: it comes when the machine has done other things.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Case:
     build: Callable[[], Built]
     clock: Literal["device", "host"] = "device"
     target: str = ""
+    runs: int = 0
 
     @property
     def footprint(self) -> int:
@@ -110,6 +113,7 @@ MODULES = (
     "solve",
     "log_prob",
     "backbones",
+    "policy",
 )
 
 

@@ -25,6 +25,15 @@ def show_least(row: Mapping[str, Any]) -> str:
     return "least " + ", ".join(parts) if parts else "no work of its own: all of it is overhead"
 
 
+def show_tails(row: Mapping[str, Any]) -> str:
+    """The slowest calls, where the benchmark is about them, and of how many calls, where the budget did not allow all."""
+    tails, samples = row.get("tails"), row["seconds"]["samples"]
+    if not tails:
+        return ""
+    few = f" (of {tails['wanted']} wanted: the budget allows no more)" if samples < tails["wanted"] else ""
+    return f"  p99 {show_seconds(tails['p99'])}, p99.9 {show_seconds(tails['p99.9'])} of {samples} calls{few}"
+
+
 def show_rows(rows: Sequence[Mapping[str, Any]], skipped: Sequence[Mapping[str, Any]]) -> str:
     """A block for each case: its least work, then a line for each arm. The last column is the arm's time over the
     candidate's: above 1, the candidate is faster."""
@@ -55,6 +64,6 @@ def show_rows(rows: Sequence[Mapping[str, Any]], skipped: Sequence[Mapping[str, 
         lines.append(
             f"  {row['arm']:<28}{show_seconds(seconds['median']):>11}{show_seconds(seconds['p20']):>11}"
             f"{show_seconds(seconds['p80']):>11}{shown_rate:>14}"
-            f"{share:>12}{f'{over:.2f}' if over else '':>13}"
+            f"{share:>12}{f'{over:.2f}' if over else '':>13}{show_tails(row)}"
         )
     return "\n".join(lines)

@@ -51,6 +51,8 @@ _SECONDS: dict[str, type | tuple[type, ...]] = {
     "repeat_medians": list,
     "noise": float,
 }
+# Of benchmarks whose slowest calls matter, beside the fields of every row.
+_TAILS: dict[str, type | tuple[type, ...]] = {"p99": float, "p99.9": float, "wanted": int}
 _SKIPPED: dict[str, type | tuple[type, ...]] = {
     "benchmark": str,
     "case": str,
@@ -81,7 +83,10 @@ def validate(result: object) -> dict[str, Any]:
     if kind != (FORMAT, SCHEMA):
         raise ValueError(f"result has format and schema {kind}; known: {(FORMAT, SCHEMA)}")
     for i, row in enumerate(result["rows"]):
-        _check(f"rows[{i}]", row, _ROW)
+        with_tails = isinstance(row, dict) and "tails" in row
+        _check(f"rows[{i}]", row, _ROW | ({"tails": dict} if with_tails else {}))
+        if with_tails:
+            _check(f"rows[{i}].tails", row["tails"], _TAILS)
         _check(f"rows[{i}].seconds", row["seconds"], _SECONDS)
         seconds = row["seconds"]
         if not 0 < seconds["p20"] <= seconds["median"] <= seconds["p80"]:

@@ -57,6 +57,9 @@ def _rows(
             ratios = {other: summaries[other].median / summary.median for other in others}
         if candidates and name != candidates[0] and not arm.own_work:
             ratios["candidate"] = summary.median / summaries[candidates[0]].median
+        tails = {}
+        if case.runs and arm.role != "ceiling":
+            tails = {"p99": summary.p99, "p99.9": summary.p999, "wanted": case.runs}
         ceiling = None
         if ceilings and arm.role != "ceiling":
             seconds, ceiling_name = min(ceilings)
@@ -79,6 +82,7 @@ def _rows(
                     "repeat_medians": list(summary.repeat_medians),
                     "noise": summary.noise,
                 },
+                **({"tails": tails} if tails else {}),
                 "bytes_read": 0 if arm.own_work else case.bytes_read,
                 "bytes_written": 0 if arm.own_work else case.bytes_written,
                 "operations": arm.operations,
@@ -134,7 +138,10 @@ def run_entry(
             if built.check is not None and repeat == 0:
                 built.check()
             clock = clock_for(case.clock, options.device)
-            taken = timing.measure(chosen, clock, budget=options.budget, hot=case.heat == "hot", seed=repeat)
+            runs = -(-case.runs // options.repeats)
+            taken = timing.measure(
+                chosen, clock, budget=options.budget, hot=case.heat == "hot", seed=repeat, runs=runs
+            )
             taken = _subtracted(chosen, taken)
             cases[case.name] = case
             arms[case.name] = {

@@ -24,6 +24,8 @@ MAX_ROUNDS = 300
 LONG_SECONDS = 0.05
 LONG_ROUND_SECONDS = 1.0
 LONG_MIN_ROUNDS = 3
+# Where every call counts, a ceiling, which is slow and has no tails of interest, takes part in every so many-th round.
+CEILING_ROUNDS = 10
 BLOCK_SECONDS = (
     2e-4  # calls shorter than this are timed several at a time: a clock read costs about 0.1 microseconds
 )
@@ -108,12 +110,13 @@ def clock_for(kind: str, device: str) -> Clock:
 
 
 def measure(
-    arms: Sequence[Arm], clock: Clock, *, budget: float, hot: bool, seed: int = 0
+    arms: Sequence[Arm], clock: Clock, *, budget: float, hot: bool, seed: int = 0, runs: int = 0
 ) -> dict[str, list[float]]:
     """Seconds per unit of work for every arm, one figure for each round.
 
     ``budget`` is in seconds for all arms together; at least MIN_ROUNDS rounds are made whatever it is (LONG_MIN_ROUNDS of
     rounds that take longer than LONG_ROUND_SECONDS). ``hot``: the same buffers are used before each block, untimed.
+    ``runs``: a figure is one call, without any before it, and there are this many rounds where the budget allows.
     Raises ValueError where two arms share a name.
     """
     names = [arm.name for arm in arms]
@@ -130,22 +133,25 @@ def measure(
             # Lazy set-up, run-time compilation and the first touch of memory come before anything that counts.
             clock.block(arm, 0, 1, False)
             once = clock.block(arm, 0, 1, False)
-            warmed[arm.name] = hot and once < LONG_SECONDS
+            warmed[arm.name] = hot and once < LONG_SECONDS and not runs
             if once < LONG_SECONDS:
                 clock.block(arm, 0, max(3, len(arm.calls)), True)
                 once = clock.block(arm, 0, max(3, len(arm.calls)), hot)
-            count[arm.name] = max(1, min(MAX_BLOCK, int(BLOCK_SECONDS / max(once, 1e-9))))
+            count[arm.name] = 1 if runs else max(1, min(MAX_BLOCK, int(BLOCK_SECONDS / max(once, 1e-9))))
             if warmed[arm.name]:
                 count[arm.name] = max(count[arm.name], min(HOT_CALLS, 1 + int(HOT_SECONDS / max(once, 1e-9))))
-            total += once * (count[arm.name] + (min(WARM_CALLS, count[arm.name]) if warmed[arm.name] else 0))
+            once *= count[arm.name] + (min(WARM_CALLS, count[arm.name]) if warmed[arm.name] else 0)
+            total += once / CEILING_ROUNDS if runs and arm.role == "ceiling" else once
         least = MIN_ROUNDS if total < LONG_ROUND_SECONDS else LONG_MIN_ROUNDS
-        rounds = max(least, min(MAX_ROUNDS, int(budget / max(total, 1e-9))))
+        rounds = max(least, min(runs or MAX_ROUNDS, int(budget / max(total, 1e-9))))
         samples: dict[str, list[float]] = {name: [] for name in names}
         order = list(arms)
         shuffle = random.Random(seed)
-        for _ in range(rounds):
+        for number in range(rounds):
             shuffle.shuffle(order)
             for arm in order:
+                if runs and arm.role == "ceiling" and number % CEILING_ROUNDS:
+                    continue
                 seconds = clock.block(arm, next_set[arm.name], count[arm.name], warmed[arm.name])
                 next_set[arm.name] += count[arm.name]
                 samples[arm.name].append(seconds / arm.per_call)

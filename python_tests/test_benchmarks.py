@@ -245,6 +245,49 @@ def test_long_calls_are_warmed_once_and_made_seldom() -> None:
     assert any(warm for name, _, _, warm in clock.blocks if name == "short")
 
 
+def test_every_call_by_itself_where_tails_matter() -> None:
+    clock = FakeClock({"policy": 1e-5, "product": 1e-3})
+    arms = [Arm("policy", "candidate", [lambda: None] * 3), Arm("product", "ceiling", [lambda: None])]
+    samples = timing.measure(arms, clock, budget=10.0, hot=True, runs=500)
+    assert len(samples["policy"]) == 500 and len(samples["product"]) == 500 // timing.CEILING_ROUNDS
+    counted = [(first, count, warm) for name, first, count, warm in clock.blocks if name == "policy"][4:]
+    assert counted == [(k, 1, False) for k in range(500)]
+    few = timing.measure(arms, clock, budget=20 * (1e-5 + 1e-4), hot=True, runs=500)
+    assert len(few["policy"]) == 20
+
+
+def test_tails_are_said_and_so_is_a_lack_of_runs(tmp_path: Path) -> None:
+    class Slow(FakeClock):
+        def block(self, arm: Arm, first: int, count: int, warm: bool) -> float:
+            super().block(arm, first, count, warm)
+            return 5e-3 if len(self.blocks) % 50 == 0 else 1e-3
+
+    def cases(options: Options) -> Iterator[Case]:
+        build = lambda: Built([Arm("policy", "candidate", [lambda: None])])  # noqa: E731
+        yield Case("case", {}, 0, 0, 6000, "hot", build, runs=2000)
+
+    entry = Entry("fake", "a summary", "6000 operations", (), cases)
+
+    def shown(budget: float) -> tuple[dict[str, object], str]:
+        result = run.run(
+            [entry],
+            [Options(threads=1, budget=budget, repeats=2)],
+            show=lambda rows, skipped: None,
+            clock_for=lambda kind, device: Slow({"policy": 1e-3}),
+        )
+        results.write(tmp_path / "tails.json", result)
+        row = results.read(tmp_path / "tails.json")["rows"][0]
+        return row, report.show_rows([row], [])
+
+    row, text = shown(10.0)
+    assert row["seconds"]["samples"] == 2000 and row["tails"]["wanted"] == 2000  # type: ignore[index]
+    assert row["tails"]["p99"] == 5e-3 and row["tails"]["p99.9"] == 5e-3  # type: ignore[index]
+    assert "p99 5.0 ms, p99.9 5.0 ms of 2000 calls" in text and "budget" not in text
+    row, text = shown(0.1)
+    assert row["seconds"]["samples"] == 200  # type: ignore[index]
+    assert "of 200 calls (of 2000 wanted: the budget allows no more)" in text
+
+
 def run_arms(arms: list[Arm], seconds: dict[str, float], **built: object) -> dict[str, dict[str, object]]:
     """The rows of one case of 6000 operations and these arms, by arm."""
 
@@ -413,6 +456,7 @@ def test_files_are_written_whole_and_read_back(tmp_path: Path) -> None:
         (lambda r: r["rows"][1].pop("seconds"), r"rows\[1\] has no field 'seconds'"),
         (lambda r: r["rows"][0].update(threads="1"), "'threads' is of type str"),
         (lambda r: r["rows"][0]["seconds"].update(p20=9.0), "p20 <= median"),
+        (lambda r: r["rows"][0].update(tails={"p99": 1.0}), r"rows\[0\].tails has no field 'p99.9'"),
         (lambda r: r["skipped"][0].pop("reason"), "no field 'reason'"),
     ],
 )

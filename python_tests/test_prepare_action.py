@@ -24,7 +24,7 @@ OPTIONS = {
     "keys and values alone": {"kv_heads": 4, "time": "adarms"},
     "with a state": {"kv_heads": 1, "state_dim": 2},
     "one layer": {"depth": 1, "prefix_mlp": 14, "state_dim": 3},
-    "one token": {"horizon": 1, "dims": 1, "time": "adarms"},
+    "one token": {"horizon": 1, "time": "adarms"},
     "heads of 32": {"head_dim": 32, "heads": 2, "horizon": 9},
     "heads of 128": {"head_dim": 128, "heads": 2, "kv_heads": 2, "horizon": 2, "time": "adarms"},
     "heads of 80": {"head_dim": 80, "heads": 3, "kv_heads": 3, "width": 100, "mlp_width": 33},
