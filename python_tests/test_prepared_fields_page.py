@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 import pyflowcore as pfc
@@ -17,15 +18,18 @@ def test_every_example() -> None:
     torch.manual_seed(0)
     names = {"pfc": pfc, "torch": torch, "models": models}
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 1
-    for block in blocks:
-        exec(block, names)
+    assert len(blocks) == 2
+    with pytest.warns(pfc.PyflowcoreWarning, match="no CUDA graphs"):
+        for block in blocks:
+            exec(block, names)
     assert names["samples"].shape == (4, 1, 8, 8)
+    assert names["buffer"].shape == (1, 50, 32) and names["buffer"].isfinite().all()
 
 
 def test_every_operator_is_on_the_page() -> None:
-    field = pfc.prepare(models.DiT())
-    assert all(f"`{name}`" in PAGE.read_text() for name in field.net.packed.operators)
+    for model in (models.DiT(), models.ActionExpert()):
+        field = pfc.prepare(model)
+        assert all(f"`{name}`" in PAGE.read_text() for name in field.net.packed.operators)
 
 
 def test_the_readme_links_to_it() -> None:
