@@ -94,7 +94,17 @@ class Stream(NamedTuple):
         keys, values = self.keys[layer], self.values[layer]
         if self.last != keys.shape[2]:
             keys, values = keys[:, :, : self.last], values[:, :, : self.last]
-        found = F.scaled_dot_product_attention(
-            self.queries, keys, values, attn_mask=self.mask, enable_gqa=keys.shape[1] != self.queries.shape[1]
-        )
+        queries, shared = self.queries, keys.shape[1]
+        if self.mask is None or self.mask.shape[2] == 1:
+            # All tokens see the same, so heads that share keys and values are as good as more tokens of one head.
+            found = F.scaled_dot_product_attention(
+                queries.view(queries.shape[0], shared, -1, queries.shape[3]),
+                keys,
+                values,
+                attn_mask=self.mask,
+            ).view(queries.shape)
+        else:
+            found = F.scaled_dot_product_attention(
+                queries, keys, values, attn_mask=self.mask, enable_gqa=shared != queries.shape[1]
+            )
         return found.transpose(1, 2).flatten(2)
