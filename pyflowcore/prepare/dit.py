@@ -12,6 +12,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import ops
 from ..models.dit import Block, DiT
 from ..models.feedforward import SwiGLU
 from .packing import Evaluate, Packed
@@ -29,7 +30,9 @@ class PackedDiT(Packed[DiT]):
     @property
     def operators(self) -> tuple[str, ...]:
         gated = isinstance(self.model.blocks[0].mlp, SwiGLU)
-        return "norm_modulate", "gate_residual_norm_", "qk_norm_rope", "swiglu" if gated else "gelu_"
+        return (
+            "patchify", "norm_modulate", "gate_residual_norm_", "qk_norm_rope", "swiglu" if gated else "gelu_", "unpatchify",
+        )  # fmt: skip
 
     def begin(self, times: Tensor, cond: dict[str, Any], n: int) -> Evaluate:
         model, dtype = self.model, self.dtype
@@ -50,7 +53,7 @@ class PackedDiT(Packed[DiT]):
         blocks: list[Block] = list(model.blocks)  # type: ignore[arg-type]
         norms = [*(block.norm1 for block in blocks), model.head.norm]
         steps = [each.unbind(0) for each in pieces]
-        tokens = products(model.embed, model.patchify(x)).add_(self.keep("place", self._place))
+        tokens = products(model.embed, ops.patchify(x, model.patch)).add_(self.keep("place", self._place))
         h = modulated(tokens, norms[0], *steps[0][:2])
         for i, block in enumerate(blocks):
             _, _, gate1, shift2, scale2, gate2 = steps[i]
@@ -60,7 +63,7 @@ class PackedDiT(Packed[DiT]):
             h = gated_into(products, tokens, inner, out, gate2, norms[i + 1], *steps[i + 1][:2])
         kept = model.shape[0] * model.patch**2
         answer = F.linear(h, model.head.out.weight[:kept], model.head.out.bias[:kept])
-        return model.unpatchify(answer)
+        return ops.unpatchify(answer, (model.side, model.side), model.patch)
 
     def _place(self) -> Tensor:
         """What a token gets whatever its patch holds."""
