@@ -1,4 +1,4 @@
-"""The operators of transformer blocks in plain PyTorch: for devices without compiled kernels, and what their gradients are made of.
+"""The operators of transformer blocks in plain PyTorch: for devices without kernels, and what their gradients are made of.
 
 Arithmetic in float32, or in float64 for float64, and one rounding at the end, as in ``csrc/core/block.hpp``.
 """
