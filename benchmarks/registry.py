@@ -103,6 +103,7 @@ MODULES = (
     "guide",
     "randn",
     "interpolate",
+    "block",
     "dispatch",
     "sampler_vs_diffusers",
     "engine",

@@ -87,7 +87,8 @@ def operands(
     chunks = values(batch, 3 * width + off, dtype=dtype, seed=2)[:, off:].split(width, 1)
     vectors = [moved(values(width, dtype=dtype, seed=3 + i), off) for i in range(3)]
     return {
-        "x": moved(values(batch, tokens, width, dtype=dtype, seed=0), off), "y": values(batch, tokens, width, dtype=dtype, seed=1),
+        "x": moved(values(batch, tokens, width, dtype=dtype, seed=0), off),
+        "y": values(batch, tokens, width, dtype=dtype, seed=1),
         "gate": chunks[0], "shift": chunks[1], "scale": chunks[2],
         "y_bias": vectors[0], "weight": vectors[1], "bias": vectors[2],
     }  # fmt: skip
