@@ -8,6 +8,7 @@ has long been done.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -175,12 +176,12 @@ def run(problem: Problem) -> tuple[Buffers, int]:
     return b, done
 
 
-class OneCallField(Field):
+class OneCallField(Field, ABC):
     """A field over states that hold more than a network's, with an operator of its own that solves it in one call."""
 
+    @abstractmethod
     def solve_in_one_call(self, problem: Problem, buffers: Buffers) -> None:
         """Takes the buffers from the first time to the last; the batch is not empty."""
-        raise NotImplementedError
 
 
 def why_not_fused(problem: Problem) -> str | None:

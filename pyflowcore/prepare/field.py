@@ -128,7 +128,7 @@ def prepare(
     net = field.net
     if isinstance(field, PreparedField):
         raise TypeError("model is a prepared field already; prepare its .model with another dtype")
-    kind = next((packed for model_type, packed in PACKED.items() if type(net) is model_type), None)
+    kind = PACKED.get(type(net)) if isinstance(net, nn.Module) else None
     if kind is None:
         allowed = ", ".join(sorted(one.__name__ for one in PACKED))
         raise TypeError(f"model must be one of {allowed}, or a Field around one; got {type(net).__name__}")
