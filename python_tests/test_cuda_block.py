@@ -109,14 +109,14 @@ def fused() -> Iterator[bool]:
 
 
 def near(cpu: torch.Tensor, cuda: torch.Tensor, fused: bool, what: object) -> None:
-    """An activation: the same operations have the same bits; where each has its own it is within 4.5 ulp, and float64 within a
-    few ulp of the two mathematical libraries."""
+    """An activation. The same operations have the same bits; where each device has its own both are within 4.5 ulp, and in
+    float64 within what mathematical libraries state for erfc, 5 ulp, and a rounding."""
     if fused and cpu.dtype != torch.float64:
         same_bits(cpu, cuda, what)
         return
-    eps = torch.finfo(cpu.dtype).eps
-    least = 1e-17 if cpu.dtype == torch.float64 else 1e-9
-    torch.testing.assert_close(cuda.cpu(), cpu, rtol=9 * eps, atol=least, msg=lambda text: f"{what}: {text}")
+    wide = cpu.dtype == torch.float64
+    rtol, least = (11 if wide else 9) * torch.finfo(cpu.dtype).eps, 1e-17 if wide else 1e-9
+    torch.testing.assert_close(cuda.cpu(), cpu, rtol=rtol, atol=least, msg=lambda text: f"{what}: {text}")
 
 
 # ------------------------------------------------------------------------------------------------- norms and residuals
@@ -307,7 +307,7 @@ def test_refusals() -> None:
         block.norm_modulate(x, None, torch.zeros(2, 4))
     with pytest.raises(RuntimeError, match="gate is on another device"):
         torch.ops.pyflowcore.gate_residual(x, x, torch.zeros(2, 4), None)
-    with pytest.raises(RuntimeError, match="x is not on CUDA"):
+    with pytest.raises(RuntimeError, match="y is on another device"):
         torch.ops.pyflowcore.gate_residual(x.cpu(), x, None, None)
     with pytest.raises(ValueError, match="x is written and must be contiguous"):
         block.gelu_(x.transpose(1, 2))
