@@ -107,6 +107,7 @@ MODULES = (
     "randn",
     "interpolate",
     "tokens",
+    "block",
     "dispatch",
     "sampler_vs_diffusers",
     "engine",

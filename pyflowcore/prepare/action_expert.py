@@ -8,7 +8,7 @@ activation are one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -28,7 +28,6 @@ __all__ = ["PackedActionExpert"]
 _norm_modulate = torch.ops.pyflowcore.norm_modulate.default
 _gate_residual_norm_ = torch.ops.pyflowcore.gate_residual_norm_.default
 
-Product = Callable[[Tensor], Tensor]
 # Shift, scale and gate of a layer's two halves, each [n, width]; of the last norm the first two.
 Steps = Sequence[Tensor | None]
 _NONE: Steps = (None,) * 6
@@ -45,69 +44,93 @@ class PackedActionExpert(Packed[ActionExpert]):
 
     def refresh(self) -> None:
         super().refresh()
-        model = self.model
-        self._actions = [FusedLayer(cast("Layer", layer)) for layer in model.layers]
-        self._observing = [FusedLayer(layer) for layer in model.prefix_layers if isinstance(layer, Layer)]
+        layers = [cast("Layer", layer) for layer in self.model.layers]
+        observing = [layer for layer in self.model.prefix_layers if isinstance(layer, Layer)]
+        self._actions = [Fused(layer, self._qkv(f"actions {i}", layer)) for i, layer in enumerate(layers)]
+        self._observing = [Fused(layer, self._qkv(f"sight {i}", layer)) for i, layer in enumerate(observing)]
         # The layers that leave the tokens as they are come last, and read the same ones: one product for all of them.
-        offering = [layer for layer in model.prefix_layers if isinstance(layer, Memory)]
+        offering = [layer for layer in self.model.prefix_layers if isinstance(layer, Memory)]
         self._offers = Joined(
-            [layer.keys_values.project for layer in offering], [layer.norm for layer in offering]
+            self.keep,
+            "offers",
+            [layer.keys_values.project for layer in offering],
+            [layer.norm for layer in offering],
         )
 
-    def begin(self, times: Tensor, cond: dict[str, Any], n: int) -> Evaluate:
-        model, rows = self.model, n * self.model.shape[0]
-        entrance, steering = self._of_times(times, rows)
-        tables, behind = self._tables(cond, n)
-        actions = [layer.bound(self.products, rows) for layer in self._actions]
-        last, weight, bias = model.norm.weight, model.out.weight, model.out.bias
-        whole = tables.stream(behind, tables.keys.shape[3], model.config["heads"])
-        streams: dict[tuple[int, ...], Stream] = {(n, *model.shape): whole}
+    def _qkv(self, name: str, layer: Layer) -> Joined:
+        return Joined(self.keep, name, [layer.attend.queries, layer.keys_values.project])
 
-        def evaluate(x: Tensor, row: int) -> Tensor:
-            count, stream = x.shape[0], streams.get(tuple(x.shape))
-            if stream is None:
+    def begin(self, times: Tensor, cond: dict[str, Any], n: int) -> Evaluate:
+        model, horizon = self.model, self.model.shape[0]
+        phases = time_embedding(times.reshape(-1), model.width).to(self.dtype)
+        phases = phases.reshape(*times.shape, model.width)
+        steering, rows = None, None
+        if model.modulation is not None:
+            layers = [cast("nn.Linear", layer.modulation) for layer in model.layers]
+            steering = Steering([*layers, model.modulation], model.mix_time(phases), None)
+        else:
+            _, of_time = self._entrance().weight.split(model.width, dim=1)
+            rows = F.linear(phases, of_time, self.keep("bias", self._bias)).unbind(0)
+            self.keep("actions", self._from_actions)
+        for layer in self._actions:
+            _ = layer.qkv.weight  # before an evaluation is recorded
+        tables = self._tables(cond, n)
+        whole = tables.stream(tables.keys.shape[3] - horizon, tables.keys.shape[3], model.config["heads"])
+        streams: dict[tuple[int, ...], list[Tensor | None]] = {(n, *model.shape): whole.tensors()}
+
+        def inputs(x: Tensor, row: int) -> list[Tensor | None]:
+            count, found = x.shape[0], streams.get(tuple(x.shape))
+            if found is None:
                 if x.dim() != 3 or tuple(x.shape[1:]) != model.shape or count > n:
                     raise ValueError(
                         f"x must be [{n} or less, {model.shape[0]}, {model.shape[1]}]; got {list(x.shape)}"
                     )
-                stream = streams[tuple(x.shape)] = whole.of(count)
-            steps: list[Steps] = [_NONE] * (len(actions) + 1)
+                found = streams[tuple(x.shape)] = whole.of(count).tensors()
             if steering is not None:
-                steps = [one.unflatten(1, (-1, model.width)).unbind(1) for one in steering.at(row, count)]
-            h = through(actions, entrance(x, row), stream, steps, last)
-            return F.linear(h, weight, bias)
+                return [*found, *steering.pieces(row, count, model.width)]
+            assert rows is not None
+            return [*found, rows[row] if rows[row].dim() == 1 else rows[row][:count]]
 
-        return evaluate
+        return self.straight(self.evaluate, inputs)
 
-    # ------------------------------------------------------------------------------------------------------ times
-    def _of_times(self, times: Tensor, count: int) -> tuple[Callable[[Tensor, int], Tensor], Steering | None]:
-        """What makes tokens, ``count`` in all, of the actions of a row, and what modulates them, if anything does."""
-        model, dtype = self.model, self.dtype
-        phases = time_embedding(times.reshape(-1), model.width).to(dtype).reshape(*times.shape, model.width)
-        embed = model.embed
+    def evaluate(self, x: Tensor, *given: Tensor | None) -> Tensor:
+        """One evaluation, given the stream of the actions, and what the time makes of the row: shift, scale and gate of every
+        layer's halves and the last norm's shift and scale, or [width] or [n, width] to add to the tokens."""
+        model, products = self.model, self.products
+        stream, of_time = Stream.from_tensors(given, model.depth)
+        steps: list[Steps] = [_NONE] * (model.depth + 1)
         if model.modulation is not None:
-            layers = [cast("nn.Linear", layer.modulation) for layer in model.layers]
-            steering = Steering([*layers, model.modulation], model.mix_time(phases), None)
-            return lambda x, row: F.linear(x, embed.weight, embed.bias), steering
+            steps = [each.unbind(0) for each in of_time]
+            tokens = F.linear(x, model.embed.weight, model.embed.bias)
+        else:
+            weight, added = self.keep("actions", self._from_actions), of_time[0]
+            one_time = added.dim() == 1  # for all samples
+            made = F.linear(x, weight, added) if one_time else F.linear(x, weight).add_(added[:, None])
+            tokens = products(cast("nn.Linear", model.mix_time[2]), F.silu(made, inplace=True), bias=True)
+        h = through(products, self._actions, tokens, stream, steps, model.norm.weight)
+        return F.linear(h, model.out.weight, model.out.bias)
 
-        first, last = cast("nn.Linear", model.mix_time[0]), cast("nn.Linear", model.mix_time[2])
-        of_action, of_time = first.weight.split(model.width, dim=1)
-        # In float32 at least: the product of two rounded matrices is rounded once.
-        wide = torch.promote_types(dtype, torch.float32)
-        weight = (of_action.to(wide) @ embed.weight.to(wide)).to(dtype)
-        bias = torch.addmv(first.bias.to(wide), of_action.to(wide), embed.bias.to(wide)).to(dtype)
-        rows, leave = F.linear(phases, of_time, bias), self.products.bound(last, count, bias=True)
+    # ---------------------------------------------------------------------------- from an action to its first activation
+    def _entrance(self) -> nn.Linear:
+        """The layer over embedded action and time."""
+        return cast("nn.Linear", self.model.mix_time[0])
 
-        def enter(x: Tensor, row: int) -> Tensor:
-            if rows.dim() == 2:  # one time for all samples
-                return leave(F.silu(F.linear(x, weight, rows[row]), inplace=True))
-            return leave(F.silu(F.linear(x, weight).add_(rows[row, : x.shape[0], None]), inplace=True))
+    def _from_actions(self) -> Tensor:
+        """The embedding and the layer after it as one, [width, dims]. In float32 at least: it is rounded once."""
+        of_action, wide = self._entrance().weight[:, : self.model.width], self._wide()
+        return (of_action.to(wide) @ self.model.embed.weight.to(wide)).to(self.dtype).detach()
 
-        return enter, None
+    def _bias(self) -> Tensor:
+        of_action, wide = self._entrance().weight[:, : self.model.width], self._wide()
+        bias = torch.addmv(self._entrance().bias.to(wide), of_action.to(wide), self.model.embed.bias.to(wide))
+        return bias.to(self.dtype).detach()
+
+    def _wide(self) -> torch.dtype:
+        return torch.promote_types(self.dtype, torch.float32)
 
     # ----------------------------------------------------------------------------------------------- observations
-    def _tables(self, cond: dict[str, Any], n: int) -> tuple[Tables, int]:
-        """The buffers with what is before the action tokens, and how many tokens that is."""
+    def _tables(self, cond: dict[str, Any], n: int) -> Tables:
+        """The buffers with what is before the action tokens."""
         model = self.model
         prefix: Prefix | None = cond.get("prefix")
         obs, mask, state = cond.get("obs"), cond.get("mask"), cond.get("state")
@@ -121,7 +144,7 @@ class PackedActionExpert(Packed[ActionExpert]):
             tables = self._empty(n, mask.shape[1], 0, mask)
             tables.keys[..., : mask.shape[1], :] = prefix.keys.transpose(0, 1)
             tables.values[..., : mask.shape[1], :] = prefix.values.transpose(0, 1)
-            return tables, mask.shape[1]
+            return tables
         assert obs is not None
         model._check_prefix_inputs(obs, mask, state)
         if obs.shape[0] != n or (state is not None and state.shape != (n, model.state_dim)):
@@ -134,7 +157,7 @@ class PackedActionExpert(Packed[ActionExpert]):
         self._observe(obs, mask, tables)
         if state is not None:
             self._feel(state, tables, seen)
-        return tables, seen if state is None else seen + 1
+        return tables
 
     def _empty(self, n: int, seen: int, states: int, mask: Tensor | None) -> Tables:
         """Room for ``seen`` tokens of which ``mask`` says which are real, those of the state, and the actions."""
@@ -168,9 +191,9 @@ class PackedActionExpert(Packed[ActionExpert]):
                 mask[:, None, None] | torch.eye(count, dtype=torch.bool, device=mask.device), self.dtype
             )
         stream = tables.stream(0, count, model.config["heads"], own)
-        layers = [layer.bound(products, tokens.shape[0] * count) for layer in self._observing]
+        layers = self._observing
         if layers:
-            h = through(layers, tokens, stream, [_NONE] * (len(layers) + 1), None)
+            h = through(products, layers, tokens, stream, [_NONE] * (len(layers) + 1), None)
         else:
             h = _norm_modulate(tokens, None, None, None, None, True, model.norm.eps)
         offers = products(self._offers, h)
@@ -183,45 +206,29 @@ class PackedActionExpert(Packed[ActionExpert]):
         assert model.embed_state is not None
         tokens = model.embed_state(state.to(self.dtype))[:, None]
         stream = tables.stream(behind, behind + 1, model.config["heads"])
-        *layers, last = [layer.bound(self.products, len(state)) for layer in self._actions]
+        *layers, last = self._actions
+        norm = last.layer.norm1
         if layers:
-            h = through(layers, tokens, stream, [_NONE] * model.depth, last.norm1)
+            h = through(self.products, layers, tokens, stream, [_NONE] * model.depth, norm.weight)
         else:
-            h = _norm_modulate(tokens, None, None, last.norm1, None, True, last.eps)
-        stream.remember(model.depth - 1, last.qkv(h), stream.queries.shape[1])
+            h = _norm_modulate(tokens, None, None, norm.weight, None, True, norm.eps)
+        stream.remember(model.depth - 1, self.products(last.qkv, h), stream.queries.shape[1])
 
 
-class Bound(NamedTuple):
-    """A layer for one trajectory: its products, that of queries, keys and values being one, and its norms' weights."""
+class Fused(NamedTuple):
+    """A layer, and its queries, keys and values as one product."""
 
-    qkv: Product
-    out: Product
-    enter: Product
-    leave: Product
-    norm1: Tensor | None
-    norm2: Tensor | None
-    eps: float
-
-
-class FusedLayer:
-    """A layer of the model."""
-
-    def __init__(self, layer: Layer) -> None:
-        self.layer = layer
-        self.qkv = Joined([layer.attend.queries, layer.keys_values.project])
-
-    def bound(self, products: Products, rows: int) -> Bound:
-        layer = self.layer
-        qkv, out, enter, leave = (
-            products.bound(one, rows)
-            for one in (self.qkv, layer.attend.out, layer.mlp.enter, layer.mlp.leave)
-        )
-        norms = layer.norm1.weight, layer.norm2.weight
-        return Bound(qkv, out, enter, leave, *norms, cast("float", layer.norm1.eps))
+    layer: Layer
+    qkv: Joined
 
 
 def through(
-    layers: Sequence[Bound], tokens: Tensor, stream: Stream, steps: Sequence[Steps], last: Tensor | None
+    products: Products,
+    layers: Sequence[Fused],
+    tokens: Tensor,
+    stream: Stream,
+    steps: Sequence[Steps],
+    last: Tensor | None,
 ) -> Tensor:
     """Tokens [n, count, width], which are written, through the layers; the answer is their norm after the last one.
 
@@ -229,15 +236,18 @@ def through(
         steps: of each layer, and of the norm after them.
         last: the weight of that norm.
     """
-    following = [*(layer.norm1 for layer in layers[1:]), last]
-    shift, scale = steps[0][:2]
-    h = _norm_modulate(tokens, shift, scale, layers[0].norm1, None, True, layers[0].eps)
-    for i, (qkv, out, enter, leave, _, norm2, eps) in enumerate(layers):
+    following = [*(fused.layer.norm1.weight for fused in layers[1:]), last]
+    first = layers[0].layer.norm1
+    eps = first.eps
+    h = _norm_modulate(tokens, *steps[0][:2], first.weight, None, True, eps)
+    for i, (layer, qkv) in enumerate(layers):
         _, _, gate1, shift, scale, gate2 = steps[i]
-        mixed = out(stream.attend(i, qkv(h)))
-        h = _gate_residual_norm_(tokens, mixed, gate1, None, shift, scale, norm2, None, True, eps)
-        first, second = enter(h).chunk(2, dim=-1)
-        found = leave(F.gelu(first, approximate="tanh").mul_(second))
+        mixed = products(layer.attend.out, stream.attend(i, products(qkv, h)))
+        h = _gate_residual_norm_(
+            tokens, mixed, gate1, None, shift, scale, layer.norm2.weight, None, True, eps
+        )
+        first_half, second_half = products(layer.mlp.enter, h).chunk(2, dim=-1)
+        found = products(layer.mlp.leave, F.gelu(first_half, approximate="tanh").mul_(second_half))
         shift, scale = steps[i + 1][:2]
         h = _gate_residual_norm_(tokens, found, gate2, None, shift, scale, following[i], None, True, eps)
     return h

@@ -14,6 +14,7 @@ from ..models.dit import DiT
 from .action_expert import PackedActionExpert
 from .dit import PackedDiT
 from .packing import Evaluate, Packed
+from .straight import transformed
 
 __all__ = ["PreparedField", "prepare"]
 
@@ -29,7 +30,7 @@ class PreparedNet:
         self.__name__ = f"prepared {type(packed.source).__name__}"
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        if wants_gradient(self.packed, x, t, cond):
+        if wants_gradient(self.packed, x, t, cond) or transformed():
             # In the model's own dtype, which is that of what learns.
             return self.packed.source(x.to(next(self.packed.source.parameters()).dtype), t, **cond)
         check_conditions(self.packed, cond)

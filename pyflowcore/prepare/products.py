@@ -7,12 +7,15 @@ were measured (docs/notes/prepared.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C import DisableTorchFunction
+
+from .straight import watched
 
 __all__ = ["Layer", "Products", "why_not_packed"]
 
@@ -20,11 +23,18 @@ __all__ = ["Layer", "Products", "why_not_packed"]
 class Layer(Protocol):
     """What has the weights of a linear layer: such a layer, or what makes one of several or of parts."""
 
+    out_features: int
+
     @property
     def weight(self) -> Tensor: ...
 
     @property
     def bias(self) -> Tensor | None: ...
+
+
+# A call of oneDNN through PyTorch takes 15 microseconds more than one of the BLAS, which at the difference of their rates is
+# worth it from some 4 million operations on, on both cores of the machine that was measured.
+LEAST_OPERATIONS = 4 << 20
 
 
 def why_not_packed(device: torch.device, dtype: torch.dtype) -> str:
@@ -48,16 +58,6 @@ def why_not_packed(device: torch.device, dtype: torch.dtype) -> str:
     return ""
 
 
-def _as_it_is() -> bool:
-    """Whether the product is to be PyTorch's own because something watches it: a compiler, a transform, autocast."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch.is_autocast_enabled("cpu")
-        or torch.autograd.forward_ad._current_level >= 0
-    )
-
-
 class Products:
     """x W^T of linear layers. A layer's weights are packed at its first product, and again after they were written.
 
@@ -76,38 +76,31 @@ class Products:
         self.reason = ""
         self.follow()
 
-    def follow(self) -> None:
-        """Forgets the packed weights where the model's were written or moved since. To be called as a trajectory begins."""
+    def follow(self) -> bool:
+        """Forgets the packed weights where the model's were written or moved since, and says whether. To be called as a
+        trajectory begins."""
         marks = self._written()
-        if marks != self._marks:
-            self._packed.clear()
-            self._marks = marks
-            first = next(self._all())
-            self.reason = why_not_packed(first.device, first.dtype)
+        if marks == self._marks:
+            return False
+        self._packed.clear()
+        self._marks = marks
+        first = next(self._all())
+        self.reason = why_not_packed(first.device, first.dtype)
+        return True
 
     def __call__(self, layer: Layer, x: Tensor, *, bias: bool = False) -> Tensor:
         """x [..., in_features] -> [..., out_features], with the layer's bias on request alone."""
         added = layer.bias if bias else None
-        if self.reason or not x.numel() or _as_it_is():
+        if self.reason or 2 * x.numel() * layer.out_features < LEAST_OPERATIONS or watched():
             return F.linear(x, layer.weight, added)
-        packed = self._pack(layer, x.numel() // max(x.shape[-1], 1))
-        return torch.ops.mkldnn._linear_pointwise(x, packed, added, "none", [], "")
-
-    def bound(self, layer: Layer, rows: int, *, bias: bool = False) -> Callable[[Tensor], Tensor]:
-        """The same product for one trajectory, decided now and not at every call, which of a few rows takes a tenth of it."""
-        added = layer.bias if bias else None
-        if self.reason or not rows or _as_it_is():
-            weight = layer.weight
-            return lambda x: F.linear(x, weight, added)
-        packed, operator = self._pack(layer, rows), torch.ops.mkldnn._linear_pointwise.default
-        return lambda x: operator(x, packed, added, "none", [], "")
-
-    def _pack(self, layer: Layer, rows: int) -> Tensor:
         packed = self._packed.get(id(layer))
         if packed is None:
-            packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
+            # Unseen by what records the evaluation: it happens once.
+            with DisableTorchFunction():
+                rows = x.numel() // x.shape[-1]
+                packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
             self._packed[id(layer)] = packed
-        return packed
+        return torch.ops.mkldnn._linear_pointwise(x, packed, added, "none", [], "")
 
     def _all(self) -> Iterator[Tensor]:
         return (p for own in self._parameters for p in own.values() if p is not None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,21 @@ class Stream(NamedTuple):
             tuple(keys[:n] for keys in self.keys), tuple(values[:n] for values in self.values), self.queries[:n], cos, sin,
             None if self.mask is None else self.mask[:n], self.first, self.last,
         )  # fmt: skip
+
+    def tensors(self) -> list[Tensor | None]:
+        """All of it, for a function of tensors; it ends where the keys do."""
+        return [self.queries, self.cos, self.sin, self.mask, *self.keys, *self.values]
+
+    @staticmethod
+    def from_tensors(given: Sequence[Tensor | None], depth: int) -> tuple[Stream, list[Tensor]]:
+        """(what ``tensors`` was called on, if its tokens are the last ones; the tensors after it)."""
+        queries, cos, sin, mask = given[:4]
+        rest = [cast("Tensor", one) for one in given[4:]]
+        assert queries is not None and cos is not None and sin is not None
+        keys, values = tuple(rest[:depth]), tuple(rest[depth : 2 * depth])
+        last = keys[0].shape[2]
+        made = Stream(keys, values, queries, cos, sin, mask, last - queries.shape[2], last)
+        return made, rest[2 * depth :]
 
     def remember(self, layer: int, qkv: Tensor, heads: int) -> None:
         """Keys and values of these tokens into the layer's buffers, turned by their positions, and the queries.
