@@ -25,6 +25,7 @@ RUNS = 2000
 OBSERVATIONS = 16  # are taken in turn: no two calls after each other see the same
 TOKENS = 96
 _SIZES = {
+    128: {"depth": 4, "heads": 4, "kv_heads": 1, "head_dim": 32, "mlp_width": 256},
     256: {"depth": 6, "heads": 4, "kv_heads": 1, "head_dim": 64, "mlp_width": 512},
     512: {"depth": 8, "heads": 8, "kv_heads": 1, "head_dim": 64, "mlp_width": 1024},
 }
@@ -187,14 +188,17 @@ def _case(problem: _Problem, options: Options) -> Case:
     "policy",
     summary=f"{STEPS} Euler steps of models.ActionExpert for 50 actions of 32 dimensions behind an observation of {TOKENS} "
     "tokens, which is another one at every call: pfc.prepare in pfc.Sampler, called and captured with a buffer to write into. "
-    "The peers make the observation's keys and values once a call, too. Width 256: depth 6, 4 heads of 64, one of keys and "
-    "values, MLPs of 512; width 512: depth 8, 8 heads of 64, MLPs of 1024. Same weights and the same actions, which is checked",
+    "The peers make the observation's keys and values once a call, too. One head of keys and values; width 128: depth 4, "
+    "4 heads of 32, MLPs of 256; 256: depth 6, 4 heads of 64, MLPs of 512; 512: depth 8, 8 heads of 64, MLPs of 1024. Same "
+    "weights and the same actions, which is checked",
     least="2 operations for each multiply-add of the products and of attention, the modulations' once a step as the model says",
     baselines=("eager", "torch.compile", "torch.compile frozen", "matrix product"),
 )
 def cases(options: Options) -> Iterator[Case]:
-    """Both ways of time in float32, one in bfloat16, and the larger one; sizes are batches."""
+    """Three sizes, both ways of time, one in bfloat16; --sizes are batches."""
     for batch in options.choose_sizes((1,), (1,)):
+        yield _case(_Problem("mlp", 128, batch, torch.float32), options)
+        yield _case(_Problem("adarms", 128, batch, torch.float32), options)
         yield _case(_Problem("mlp", 256, batch, torch.float32), options)
         yield _case(_Problem("adarms", 256, batch, torch.float32), options)
         yield _case(_Problem("adarms", 256, batch, torch.bfloat16), options)
