@@ -76,7 +76,8 @@ class Packed(ABC, Generic[Model]):
 
     def start(self, times: Tensor, cond: dict[str, Any], n: int) -> Evaluate:
         """:meth:`begin`, with the weights that the model has now."""
-        self.products.follow()
+        if not torch.compiler.is_compiling():  # its products are PyTorch's own, of the weights themselves
+            self.products.follow()
         return self.begin(times, cond, n)
 
     @abstractmethod

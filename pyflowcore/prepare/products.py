@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .slices import Slice
+
 __all__ = ["Products", "why_not_packed"]
 
 
@@ -78,7 +80,7 @@ class Products:
     def _all(self) -> Iterator[Tensor]:
         return (p for own in self._parameters for p in own.values() if p is not None)
 
-    def __call__(self, layer: nn.Linear, x: Tensor, *, bias: bool = False) -> Tensor:
+    def __call__(self, layer: nn.Linear | Slice, x: Tensor, *, bias: bool = False) -> Tensor:
         """x [..., in_features] -> [..., out_features], with the layer's bias on request alone."""
         added = layer.bias if bias else None
         if self.reason or not x.numel() or _as_it_is():
@@ -86,7 +88,7 @@ class Products:
         packed = self._packed.get(id(layer))
         if packed is None:
             rows = x.numel() // max(x.shape[-1], 1)
-            packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
+            packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().contiguous(), rows)
             self._packed[id(layer)] = packed
         return torch.ops.mkldnn._linear_pointwise(x, packed, added, "none", [], "")
 
