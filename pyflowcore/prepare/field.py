@@ -11,14 +11,20 @@ from torch import Tensor, nn
 from ..field import Field, as_field
 from ..models.dit import DiT
 from ..models.mmdit import MMDiT
+from ..models.unet import UNet
 from .dit import PackedDiT
 from .mmdit import PackedMMDiT
 from .packing import Evaluate, Packed
+from .unet import PackedUNet
 
 __all__ = ["PreparedField", "prepare"]
 
 # How each model is evaluated. Subclasses may compute something else, so they are not taken for their base.
-PACKED: dict[type[nn.Module], type[Packed[Any]]] = {DiT: PackedDiT, MMDiT: PackedMMDiT}
+PACKED: dict[type[nn.Module], type[Packed[Any]]] = {
+    DiT: PackedDiT,
+    MMDiT: PackedMMDiT,
+    UNet: PackedUNet,
+}
 
 
 class PreparedNet:
