@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._inductor import config as inductor
 
 from benchmarks.options import Options
 
@@ -21,22 +22,30 @@ def _first_line(error: BaseException) -> str:
 
 
 def compiled(
-    options: Options, key: Hashable, function: Callable[..., object], *arguments: object
+    options: Options,
+    key: Hashable,
+    function: Callable[..., object],
+    *arguments: object,
+    mode: str | None = None,
+    frozen: bool = False,
 ) -> Callable[..., object] | str:
     """``function`` under torch.compile, for these very shapes, after a first call; a reason where that fails.
 
-    ``arguments`` may be changed by that call if ``function`` changes its arguments.
+    ``arguments`` may be changed by that call if ``function`` changes its arguments. ``mode`` is torch.compile's.
+    ``frozen`` lets Inductor take the weights for constants, which it packs: an option that users have to find.
     """
     if "torch.compile" in options.without:
         return "left out by --without"
-    key = (key, options.device, options.threads)
+    key = (key, options.device, options.threads, mode, frozen)
     if key not in _compiled:
         # Generated CPU code has the thread count written into it, so nothing is taken from a cache of another run.
         torch.compiler.config.force_disable_caches = True
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 1000)
-        compiled_function: Callable[..., object] = torch.compile(function, fullgraph=True, dynamic=False)
+        compiled_function: Callable[..., object] = torch.compile(
+            function, fullgraph=True, dynamic=False, mode=mode
+        )
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), inductor.patch(freezing=frozen):
                 warnings.filterwarnings("ignore", message=".*force_disable_caches")
                 compiled_function(*arguments)
             _compiled[key] = compiled_function

@@ -109,6 +109,7 @@ MODULES = (
     "engine",
     "solve",
     "log_prob",
+    "backbones",
 )
 
 

@@ -41,9 +41,13 @@ def stepping(step: Callable[[Tensor, Tensor], Tensor], x0: Tensor, steps: int) -
     return call
 
 
-def compiled_steps(options: Options, key: Hashable, field: Field, x0: Tensor, steps: int) -> Call | str:
+def compiled_steps(
+    options: Options, key: Hashable, field: Field, x0: Tensor, steps: int, *, mode: str | None = None, frozen: bool = False
+) -> Call | str:  # fmt: skip
     """The loop around a compiled step; a reason where that fails."""
-    step = compiled(options, (key, "step"), euler_step(field, steps), x0, step_times(x0, 1)[0])
+    step = compiled(
+        options, (key, "step"), euler_step(field, steps), x0, step_times(x0, 1)[0], mode=mode, frozen=frozen
+    )
     return step if isinstance(step, str) else stepping(step, x0, steps)  # type: ignore[arg-type]
 
 
