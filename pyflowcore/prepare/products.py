@@ -7,7 +7,7 @@ were measured (docs/notes/prepared.md).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ class Products:
     def __init__(self, model: nn.Module) -> None:
         # Their dicts rather than they themselves, for a parameter may be replaced.
         self._parameters = [module._parameters for module in model.modules() if module._parameters]
-        self._packed: dict[int, Tensor] = {}
+        self._packed: dict[tuple[int, str], Tensor] = {}
         self._marks: tuple[tuple[int, int], ...] = ()
         self.reason = ""
         self.follow()
@@ -85,12 +85,27 @@ class Products:
         added = layer.bias if bias else None
         if self.reason or not x.numel() or _as_it_is():
             return F.linear(x, layer.weight, added)
-        packed = self._packed.get(id(layer))
-        if packed is None:
-            rows = x.numel() // max(x.shape[-1], 1)
-            packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().contiguous(), rows)
-            self._packed[id(layer)] = packed
+        rows = x.numel() // max(x.shape[-1], 1)
+        packed = self.kept(
+            layer,
+            "packed",
+            lambda: torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().contiguous(), rows),
+        )
         return torch.ops.mkldnn._linear_pointwise(x, packed, added, "none", [], "")
+
+    def kept(self, layer: nn.Module | Slice, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What ``make`` makes of the layer's weights: made once, and again after the model's weights were written."""
+        key = id(layer), name
+        found = self._packed.get(key)
+        if found is None:
+            # Ordinary tensors, also where the first call is inside torch.inference_mode().
+            with torch.inference_mode(False), torch.no_grad():
+                found = self._packed[key] = make()
+        return found
+
+    def watched(self) -> bool:
+        """Whether everything is to be PyTorch's own because something watches it: a compiler, a transform, autocast."""
+        return _as_it_is()
 
     def _written(self) -> tuple[tuple[int, int], ...]:
         # Weights that were made under inference mode count no versions; they cannot be trained either.

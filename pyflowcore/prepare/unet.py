@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from .. import ops
 from ..models.unet import UNet
 from ..models.unet_blocks import Attention, Resample, ResBlock, Stage
+from .convolutions import convolved, enlarged
 from .packing import Evaluate, Packed
+from .products import Products
 from .steering import Steering
 
 __all__ = ["PackedUNet"]
@@ -39,29 +41,35 @@ def normed_(
     return x
 
 
-def convolved(layer: nn.Conv2d, x: Tensor, *, bias: Tensor | None = None) -> Tensor:
-    """The convolution, with another bias than its own if one is given; contiguous whatever layout the weights have."""
-    y = F.conv2d(x, layer.weight, layer.bias if bias is None else bias, layer.stride, layer.padding)
-    return y.contiguous()
+def changed(resize: nn.Module, layer: nn.Conv2d, products: Products, x: Tensor, **bias: Tensor) -> Tensor:
+    """The convolution of x in its new resolution."""
+    if isinstance(resize, nn.Upsample):
+        return enlarged(products, layer, x, **bias)
+    return convolved(layer, resize(x), **bias)
 
 
-def resampled(piece: Resample, x: Tensor) -> Tensor:
-    x = piece.resize(x)
-    return convolved(piece.conv, x) if isinstance(piece.conv, nn.Conv2d) else x
+def resampled(products: Products, piece: Resample, x: Tensor) -> Tensor:
+    if isinstance(piece.conv, nn.Conv2d):
+        return changed(piece.resize, piece.conv, products, x)
+    resized: Tensor = piece.resize(x)
+    return resized
 
 
-def residual(block: ResBlock, x: Tensor, said: Tensor) -> Tensor:
+def residual(products: Products, block: ResBlock, x: Tensor, said: Tensor) -> Tensor:
     """A residual block, told ``said``; x is left as it is."""
-    h = block.resize(normed(block.norm1, x))
+    h = normed(block.norm1, x)
+    scale: Tensor | None = None
+    shift: Tensor | None = None
     if block.scale_shift:
         scale, shift = said.chunk(2, dim=1)
-        h = normed_(block.norm2, convolved(block.conv1, h), scale, shift)
+        h = changed(block.resize, block.conv1, products, h)
     elif len(said) == 1 or said.stride(0) == 0:
         # The same for all samples: one bias with the convolution's own.
         assert block.conv1.bias is not None
-        h = normed_(block.norm2, convolved(block.conv1, h, bias=block.conv1.bias + said[0]))
+        h = changed(block.resize, block.conv1, products, h, bias=block.conv1.bias + said[0])
     else:
-        h = normed_(block.norm2, convolved(block.conv1, h).add_(said[:, :, None, None]))
+        h = changed(block.resize, block.conv1, products, h).add_(said[:, :, None, None])
+    h = normed_(block.norm2, h, scale, shift)
     x = block.resize(x)
     if isinstance(block.skip, nn.Conv2d):
         x = convolved(block.skip, x)
@@ -114,11 +122,11 @@ class PackedUNet(Packed[UNet]):
 
     def _through(self, piece: nn.Module, x: Tensor, steps: Steps) -> Tensor:
         if isinstance(piece, ResBlock):
-            return residual(piece, x, steps[piece])
+            return residual(self.products, piece, x, steps[piece])
         if isinstance(piece, Resample):
-            return resampled(piece, x)
+            return resampled(self.products, piece, x)
         assert isinstance(piece, Stage)
-        x = residual(piece.block, x, steps[piece.block])
+        x = residual(self.products, piece.block, x, steps[piece.block])
         if piece.attention is not None:
             x = self._attended(piece.attention, x)
         return x if piece.resample is None else self._through(piece.resample, x, steps)
