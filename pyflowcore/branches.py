@@ -171,7 +171,10 @@ def evaluator(
     net = field.net
     single = {**several[0], **shared}
     if split is None and row_times is not None and isinstance(field, PreparedField):
-        return _prepared(field, single if stacked is None else {**stacked, **shared}, row_times())
+        if stacked is None:
+            return _prepared(field, single, row_times(), None)
+        every = {**stacked, **shared}
+        return _prepared(field, every, row_times(), conditions.batch_of(every))
     if stacked is not None:
         every = {**stacked, **shared}
         return lambda step: (net(step.x, step.time, **(every if step.branches > 1 else single)), None)
@@ -214,11 +217,10 @@ def evaluator(
 
 
 def _prepared(
-    field: PreparedField, cond: dict[str, Any], times: Tensor
+    field: PreparedField, cond: dict[str, Any], times: Tensor, batch: int | None
 ) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """Rows of one trajectory; the first of them says how many samples there are in all branches."""
+    """Rows of one trajectory. ``batch``: samples in all branches, where rows may have fewer; None: all rows have as many."""
     evaluate: Evaluate | None = None
-    batch = conditions.batch_of(cond)
 
     def by_row(step: Any) -> tuple[Tensor, Tensor | None]:
         nonlocal evaluate

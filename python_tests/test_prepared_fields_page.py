@@ -24,8 +24,12 @@ def test_every_example() -> None:
 
 
 def test_every_operator_is_on_the_page() -> None:
-    field = pfc.prepare(models.DiT())
-    assert all(f"`{name}`" in PAGE.read_text() for name in field.net.packed.operators)
+    page = PAGE.read_text()
+    small = {"width": 32, "multipliers": (1,), "attention": (1,), "head_channels": 0}
+    for model in (models.DiT(), models.MMDiT(), models.MMDiT(single=1), models.UNet(**small)):
+        field = pfc.prepare(model)
+        assert f"`models.{type(model).__name__}`" in page
+        assert all(f"`{name}`" in page for name in field.net.packed.operators)
 
 
 def test_the_readme_links_to_it() -> None:
