@@ -119,6 +119,8 @@ bench() {
     # Many kinds of rows: where memory decides, and where the launch does.
     [ "$name" = combine ] && few=(--sizes 64K,64M)
     [ "$name" = guide ] && few=(--sizes 64K,16M)
+    [ "$name" = block ] && few=(--sizes 16K,64M)
+    [ "$name" = qk_norm_rope ] && few=(--sizes 64K,64M)
     # Whole trajectories: the calls that cost most beside their work, and below, the largest product.
     [ "$name" = engine ] && few=(--sizes 1,4096 --only 'SiLU, float32')
     [ "$name" = solve ] && few=(--sizes 4096)
@@ -127,6 +129,8 @@ bench() {
   done
   measure combine-compiled combine --only 'euler, CFG, 16M elements, float32/float32' || status=1
   measure interpolate-compiled interpolate --only 'linear, velocity, x0 given, 16M' || status=1
+  measure block-compiled block --only 'gate_residual_norm, 64M elements, bfloat16' || status=1
+  measure qk-compiled qk_norm_rope --only '64M elements, heads of 64, bfloat16' || status=1
   measure engine-compiled engine --sizes 4096 --only '4x128 SiLU, float32' || status=1
   measure engine-silu engine --sizes 1M --only '4x128 SiLU, bfloat16' --without torch.compile || status=1
   measure engine-relu engine --sizes 1M --only '4x128 ReLU, bfloat16' --without torch.compile || status=1

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -128,6 +131,65 @@ ROWS = {
 
 def to_device(tensors: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
     return {name: None if t is None else t.to(DEVICE, copy=True) for name, t in tensors.items()}
+
+
+def need_memory(gigabytes: float) -> None:
+    """Skips the test where the GPU has less."""
+    # Tensors of tests that failed before may still hang in their tracebacks.
+    gc.collect()
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info()[0] / 1e9
+    if free < gigabytes:
+        pytest.skip(f"needs {gigabytes} GB of free GPU memory, there are {free:.1f}")
+
+
+def moved(tensor: Tensor, by: int, device: torch.device = DEVICE) -> Tensor:
+    """A copy that begins ``by`` elements after an aligned address."""
+    memory = torch.zeros(tensor.numel() + by, dtype=tensor.dtype, device=device)
+    return memory[by:].view(tensor.shape).copy_(tensor)
+
+
+class Guarded:
+    """Memory for a tensor, ``by`` elements off alignment, in between elements that must stay as they are."""
+
+    def __init__(self, like: Tensor, by: int) -> None:
+        self._memory = torch.full((like.numel() + 16,), 7.0, dtype=like.dtype, device=DEVICE)
+        self._ends = by, by + like.numel()
+        self.tensor = self._memory[by : by + like.numel()].view(like.shape).copy_(like)
+
+    def check(self, what: object = "") -> None:
+        begin, end = self._ends
+        outside = torch.cat([self._memory[:begin], self._memory[end:]])
+        assert bool((outside == 7.0).all()), f"{what}: written outside"
+
+
+Tensors = dict[str, Tensor | None]
+
+
+def replays(run: Callable[[Tensors], Sequence[Tensor]], make: Callable[[int], Tensors]) -> None:
+    """A captured call, replayed, has the CPU's bits of what its tensors hold by then; a capture refuses whoever waits for the
+    device or uses another stream. ``make`` gives tensors on the CPU from a seed; ``run`` may write them and returns results.
+    """
+    fixed = to_device(make(0))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run(fixed)  # loads the kernels
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = run(fixed)
+    for seed in (1, 2):
+        given = make(seed)
+        for name, tensor in given.items():
+            if tensor is not None:
+                fixed[name].copy_(tensor)  # type: ignore[union-attr]
+        for result in results:
+            if not any(result is tensor for tensor in fixed.values()):
+                result.fill_(torch.nan)
+        graph.replay()
+        for cpu, cuda in zip(run(given), results, strict=True):
+            same_bits(cpu, cuda, seed)
 
 
 def step(tensors: dict[str, Tensor | None], table: Tensor, row: int = 1) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 import torch
-from cuda_cases import DEVICE, RowCase, same_bits, step, to_device
+from cuda_cases import DEVICE, RowCase, need_memory, same_bits, step, to_device
 
 import pyflowcore as pfc
 
@@ -74,15 +72,6 @@ def test_the_tensors_device_is_used() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- large and refused
-def need_memory(gigabytes: float) -> None:
-    # Tensors of tests that failed before may still hang in their tracebacks.
-    gc.collect()
-    torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info()[0] / 1e9
-    if free < gigabytes:
-        pytest.skip(f"needs {gigabytes} GB of free GPU memory, there are {free:.1f}")
-
-
 @pytest.mark.parametrize("sample", [1028, 1025])
 def test_more_than_two_billion_elements(sample: int) -> None:
     """Samples at both ends and at 2^31 elements of a batch have the bits that they have alone."""

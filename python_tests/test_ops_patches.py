@@ -119,3 +119,12 @@ def test_refusals():
         ops.unpatchify(torch.zeros(2, 5, 12), (2, 3), 2)
     with pytest.raises(RuntimeError, match=r"out must be \[2, 6, 12\]"):
         torch.ops.pyflowcore.patchify_(x, torch.zeros(2, 6, 11), 2, 2, True)
+    library = torch.ops.pyflowcore
+    with pytest.raises(RuntimeError, match=r"tokens must be \[2, 6, 12\], got \[2, 6, 11\]"):
+        library.unpatchify_(torch.zeros(2, 6, 11), x, 2, 2, True)
+    with pytest.raises(RuntimeError, match=r"out must be \[B, C, rows \* 2, columns \* 5\]"):
+        library.unpatchify_(torch.zeros(2, 6, 12), x, 2, 5, True)
+    with pytest.raises(RuntimeError, match="tokens has dtype Long"):
+        library.unpatchify_(torch.zeros(2, 6, 12, dtype=torch.int64), x, 2, 2, True)
+    with pytest.raises(RuntimeError, match="patch must have positive sides, got 0 and 2"):
+        library.patchify_(x, torch.zeros(2, 6, 12), 0, 2, True)

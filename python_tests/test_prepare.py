@@ -73,6 +73,26 @@ def test_error_is_at_most_twice_the_models_own(name: str, batch: int) -> None:
     assert own < 1e-5, own
 
 
+# (side, patch, width, heads): 1, 9, 25 and 64 tokens, heads of 32, 64, 72, 96 and 128.
+SHAPES = [(2, 2, 64, 2), (6, 2, 128, 2), (5, 1, 72, 1), (8, 1, 96, 1), (6, 2, 256, 2)]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 33])
+@pytest.mark.parametrize("side, patch, width, heads", SHAPES)
+def test_shapes(side: int, patch: int, width: int, heads: int, batch: int) -> None:
+    """Odd numbers of tokens, every size of head, and inputs whose elements do not follow one another."""
+    made = {"size": side, "patch": patch, "width": width, "heads": heads, "depth": 2}
+    model = dit(**made, qk_norm="rms", rope=True, mlp="swiglu")
+    x, t = points(model, batch)
+    given = x.float().permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
+    assert batch == 1 or not given.is_contiguous()
+    y = conditions(model, 2 * batch)["y"][::2]
+    with torch.no_grad():
+        truth = copy.deepcopy(model).double()(x, t.float().double(), y=y)
+        own = error(model(given, t.float(), y=y), truth)
+        assert error(pfc.prepare(model)(given, t.float(), y=y), truth) <= 2 * own
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_bfloat16(name: str) -> None:
     model = dit(**OPTIONS[name])

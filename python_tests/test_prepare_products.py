@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 
 import pytest
 import torch
@@ -15,6 +16,12 @@ from pyflowcore.prepare.products import Products, why_not_packed
 
 PACKS = not why_not_packed(torch.device("cpu"), torch.float32)
 packs = pytest.mark.skipif(not PACKS, reason="this PyTorch packs no weights for oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def every_product_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small ones too, which are left to the BLAS elsewhere."""
+    monkeypatch.setattr(sys.modules[Products.__module__], "LEAST_OPERATIONS", 1)
 
 
 def layer(inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> nn.Linear:

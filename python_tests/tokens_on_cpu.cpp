@@ -1,12 +1,16 @@
-// The CUDA kernels of qk_norm_rope and group_norm_silu, run thread by thread on the CPU, and the CPU kernels beside them, for
-// test_cuda_token_bodies.py. Compiled by the test, as cuda_on_cpu.cpp is.
+// The CUDA kernels of qk_norm_rope, group_norm_silu, timestep_features, patchify and unpatchify, run thread by thread on the CPU,
+// and the CPU kernels beside them, for test_cuda_token_bodies.py. Compiled by the test, as cuda_on_cpu.cpp is.
 #include <type_traits>
 #include <vector>
 
 #include "../csrc/cpu/group_norm_kernel.hpp"
+#include "../csrc/cpu/patches_kernel.hpp"
 #include "../csrc/cpu/qk_norm_rope_kernel.hpp"
+#include "../csrc/cpu/timestep_kernel.hpp"
 #include "../csrc/cuda/group_norm.cuh"
+#include "../csrc/cuda/patches.cuh"
 #include "../csrc/cuda/qk_norm_rope.cuh"
+#include "../csrc/cuda/timestep.cuh"
 
 using namespace pfc;
 
@@ -18,6 +22,17 @@ constexpr int kStride = 77;
 template <class Body>
 void for_each_thread(Body&& body) {
   for (int i = 0; i < cuda::kThreads; ++i) body(i * kStride % cuda::kThreads);
+}
+
+PatchArgs patch_args(const int64_t* sizes, const int* kinds, const void* from, void* to) {
+  PatchArgs args;
+  args.batch = sizes[0], args.channels = sizes[1], args.rows = sizes[2], args.columns = sizes[3];
+  args.high = sizes[4], args.wide = sizes[5];
+  args.channels_first = kinds[0] != 0, args.to_tokens = kinds[1] != 0;
+  args.from_dtype = static_cast<DType>(kinds[2]), args.to_dtype = static_cast<DType>(kinds[3]);
+  args.from = from;
+  args.to = to;
+  return args;
 }
 
 }  // namespace
@@ -109,6 +124,57 @@ int pfc_test_group_norm(const int64_t* sizes, const int* kinds, double eps, cons
     for (int64_t tile = 0; tile < cuda::tiles_of(params.walk, 1); ++tile)
       for_each_thread([&](int t) { cuda::group_norm_apply<C>(params, tile, t); });
     return static_cast<int>(C::kVector);
+  });
+}
+
+// sizes: batch, channels, rows, columns, high, wide; kinds: channels first, to tokens, the dtypes of the two ends. Returns the run in
+// which the image was accessed, or -1 for the CPU's kernel.
+int pfc_test_patches(const int64_t* sizes, const int* kinds, const void* from, void* to, int on_cuda) {
+  const PatchArgs args = patch_args(sizes, kinds, from, to);
+  if (!on_cuda) {
+    cpu::patches(args, 0, args.batch * args.rows);
+    return -1;
+  }
+  return cuda::dispatch_patches(args, []<class C>(C, const cuda::PatchParams& params, int64_t tiles) {
+    for (int64_t tile = 0; tile < tiles; ++tile)
+      for_each_thread([&](int t) { cuda::move_patches<C>(params, tile, t); });
+    return C::kRun;
+  });
+}
+
+// Where element `at` of the tokens and the `count` after it lie in the image: by division, or counted on from the first.
+void pfc_test_patch_places(const int64_t* sizes, const int* kinds, int64_t at, int64_t count, int counted,
+                           int64_t* found) {
+  // Never read: the dispatch looks at alignment alone.
+  const PatchArgs args = patch_args(sizes, kinds, nullptr, nullptr);
+  cuda::dispatch_patches(args, [&]<class C>(C, const cuda::PatchParams& params, int64_t) {
+    cuda::PatchPlace place(params, at);
+    for (int64_t i = 0; i < count; ++i) {
+      found[i] = (counted ? place : cuda::PatchPlace(params, at + i)).in_image(args);
+      place.advance(args, 1);
+    }
+    return 0;
+  });
+}
+
+// Returns how many times a thread took, or -1 for the CPU's kernel.
+int pfc_test_timesteps(int64_t count, int64_t half, const int* kinds, const double* numbers, const void* t, void* out,
+                       int on_cuda) {
+  TimestepArgs args;
+  args.count = count, args.half = half;
+  args.t_dtype = static_cast<DType>(kinds[0]), args.dtype = static_cast<DType>(kinds[1]);
+  args.sine_first = kinds[2] != 0;
+  args.scale = numbers[0], args.period = numbers[1], args.last = numbers[2];
+  args.t = t;
+  args.out = out;
+  if (!on_cuda) {
+    cpu::timesteps(args, 0, count);
+    return -1;
+  }
+  return cuda::dispatch_timesteps(args, []<class O>(O, const cuda::TimestepParams& params, int64_t tiles) {
+    for (int64_t tile = 0; tile < tiles; ++tile)
+      for_each_thread([&](int t) { cuda::timestep_features<O>(params, tile, t); });
+    return params.times;
   });
 }
 

@@ -35,6 +35,8 @@ FORBIDDEN = {
 }
 # By a part of the mangled name: the opcodes that a kernel has on purpose.
 ALLOWED = {
+    re.compile(r"block_gated_kernelI\S*GatedVariantIf"): {"fma.rn.f32"},
+    re.compile(r"block_gated_kernelI\S*GatedVariantId"): {"fma.rn.f64", "ex2.approx.ftz.f32", "rcp.approx.ftz.f64"},
     re.compile(r"engine_kernelI\S*5ExactIf"): {"fma.rn.f32", "fma.rn.f64", "rcp.approx.f32"},
     re.compile(r"engine_kernelI\S*5ExactId"): {"fma.rn.f64", "ex2.approx.ftz.f32", "rcp.approx.ftz.f64"},
     re.compile(r"engine_kernelI\S*11TensorCoresI"): {

@@ -2,8 +2,8 @@
 // (Wu & He 2018; the modulation: Dhariwal & Nichol 2021, section 3).
 //
 // Sums are float64, of x minus the mean of its group's first elements, so that a mean far from zero costs no digits. Their order
-// is the same on every instruction set and device: a group in chunks of kNormChunk elements, a chunk in kNormLanes partial sums of
-// which the l-th adds the elements l, l + kNormLanes, ..., the lanes added by halves, the chunks in order.
+// is the same on every instruction set and device: a group in chunks of kNormChunk elements, a chunk in kGroupLanes partial sums of
+// which the l-th adds the elements l, l + kGroupLanes, ..., the lanes added by halves, the chunks in order.
 #pragma once
 
 #include "arguments.hpp"
@@ -11,7 +11,7 @@
 
 namespace pfc {
 
-inline constexpr int kNormLanes = 16;
+inline constexpr int kGroupLanes = 16;
 inline constexpr int64_t kNormChunk = 1024;
 
 struct GroupNormArgs {
@@ -33,10 +33,10 @@ struct GroupNormArgs {
   PFC_HD int64_t chunks() const { return (group_size() + kNormChunk - 1) / kNormChunk; }
 };
 
-// The pivot: the mean of the first kNormLanes elements, or of what there is. load(i) gives the group's i-th as a double.
+// The pivot: the mean of the first kGroupLanes elements, or of what there is. load(i) gives the group's i-th as a double.
 template <class Load>
 PFC_HD double norm_pivot(int64_t size, const Load& load) {
-  const int count = size < kNormLanes ? static_cast<int>(size) : kNormLanes;
+  const int count = size < kGroupLanes ? static_cast<int>(size) : kGroupLanes;
   double sum = 0.0;
   for (int i = 0; i < count; ++i) sum = sum + load(i);
   return sum / static_cast<double>(count);

@@ -16,7 +16,7 @@ struct NormSums {
 template <DType kType>
 inline NormSums norm_chunk(const void* x, int64_t begin, int64_t end, double pivot) {
   using V = Wide<double>::Native;
-  constexpr int kLanes = Wide<double>::kLanes, kParts = kNormLanes / kLanes;
+  constexpr int kLanes = Wide<double>::kLanes, kParts = kGroupLanes / kLanes;
   V sum[kParts] = {}, squares[kParts] = {};
   const auto add = [&](int p, const V& value) __attribute__((always_inline)) {
     const V d = value - pivot;
@@ -24,7 +24,7 @@ inline NormSums norm_chunk(const void* x, int64_t begin, int64_t end, double piv
     squares[p] = squares[p] + d * d;
   };
   int64_t i = begin;
-  for (; i + kNormLanes <= end; i += kNormLanes)
+  for (; i + kGroupLanes <= end; i += kGroupLanes)
     if constexpr (kType == DType::kFloat32 || kType == DType::kFloat64) {
       for (int p = 0; p < kParts; ++p) add(p, load_native<double>(x, kType, i + p * kLanes));
     } else {
@@ -37,14 +37,14 @@ inline NormSums norm_chunk(const void* x, int64_t begin, int64_t end, double piv
       for (int p = 0; p < kParts; ++p) add(p, __builtin_convertvector(part[p], V));
     }
   if (i < end) {
-    alignas(64) double rest[kNormLanes];
-    for (int l = 0; l < kNormLanes; ++l) rest[l] = i + l < end ? load_one<double>(x, kType, i + l) : pivot;
+    alignas(64) double rest[kGroupLanes];
+    for (int l = 0; l < kGroupLanes; ++l) rest[l] = i + l < end ? load_one<double>(x, kType, i + l) : pivot;
     for (int p = 0; p < kParts; ++p) add(p, load_bytes<V>(rest + p * kLanes));
   }
-  alignas(64) double lane[2][kNormLanes];
+  alignas(64) double lane[2][kGroupLanes];
   __builtin_memcpy(lane[0], sum, sizeof(sum));
   __builtin_memcpy(lane[1], squares, sizeof(squares));
-  for (int half = kNormLanes / 2; half > 0; half /= 2)
+  for (int half = kGroupLanes / 2; half > 0; half /= 2)
     for (auto& row : lane)
       for (int l = 0; l < half; ++l) row[l] = row[l] + row[l + half];
   return {lane[0][0], lane[1][0]};

@@ -11,7 +11,7 @@
 
 namespace pfc::cuda {
 
-inline constexpr int kChunkThreads = kNormLanes / kItem;
+inline constexpr int kChunkThreads = kGroupLanes / kItem;
 inline constexpr int kChunksInTile = kThreads / kChunkThreads;
 
 struct GroupNormParams {
@@ -49,7 +49,7 @@ struct GroupNormSums {
     const int64_t rest = size - first, count = rest < kNormChunk ? rest : kNormChunk;
     const double pivot = group_pivot<T>(args, group);
     Pack<double, kItem> sum{}, squares{};
-    for (int i = thread % kChunkThreads * kItem; i < count; i += kNormLanes) {
+    for (int i = thread % kChunkThreads * kItem; i < count; i += kGroupLanes) {
       const int here = count - i < kItem ? static_cast<int>(count - i) : kItem;
       const Items<C::kVector, 1> item{{{group * size + first + i, 0, 0, here}}, 1};
       const auto x = item.template load<double, T>(args.x);
@@ -72,7 +72,7 @@ struct GroupNormSums {
     const int64_t chunk = tile * kChunksInTile + thread / kChunkThreads;
     const int which = thread % kChunkThreads;
     if (which > 1 || chunk >= p.args.batch * p.args.groups * p.chunks.divisor) return;
-    const double* lane = shared + which * kThreads * kItem + thread / kChunkThreads * kNormLanes;
+    const double* lane = shared + which * kThreads * kItem + thread / kChunkThreads * kGroupLanes;
     Pack<double, kItem> sum;
     PFC_FULL_UNROLL
     for (int e = 0; e < kItem; ++e) sum.v[e] = (lane[e] + lane[e + 8]) + (lane[e + 4] + lane[e + 12]);

@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include "../core/adaptive.hpp"
+#include "../core/block.hpp"
 #include "../core/guide.hpp"
 #include "engine_layout.hpp"
 
@@ -15,6 +16,8 @@ cudaError_t normals(const NormalArgs& args, cudaStream_t stream);
 cudaError_t interpolate(const InterpolateArgs& args, cudaStream_t stream);
 cudaError_t guide(const GuideArgs& args, cudaStream_t stream);
 cudaError_t adaptive(const AdaptiveArgs& args, cudaStream_t stream);
+cudaError_t block_norm(const NormArgs& args, cudaStream_t stream);
+cudaError_t block_gated(const GatedArgs& args, cudaStream_t stream);
 
 // The engine in three steps, because its scratch memory is the caller's: what the current device has; where everything goes
 // (false if the least does not fit a block's shared memory); the launch, with scratch_bytes of memory aligned to 256 bytes.

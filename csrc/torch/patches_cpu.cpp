@@ -8,19 +8,20 @@ namespace pfc::ops {
 
 namespace {
 
-void run(const PatchArgs& args) {
-  const int64_t row = args.columns * args.token();
-  if (args.batch * args.rows * row == 0) return;
+void run(const PatchCall& call) {
+  if (call.empty()) return;
+  const PatchArgs& args = call.args;
   const auto& kernels = cpu::kernels<cpu::TokenKernels>();
-  in_units(args.batch * args.rows, row, [&](int64_t begin, int64_t end) { kernels.patches(args, begin, end); });
+  in_units(args.batch * args.rows, args.columns * args.token(),
+           [&](int64_t begin, int64_t end) { kernels.patches(args, begin, end); });
 }
 
 void patchify_(Tensor x, Tensor out, int64_t high, int64_t wide, bool channels_first) {
-  run(prepare_patchify(x, out, high, wide, channels_first).args);
+  run(prepare_patches(x, out, high, wide, channels_first, true));
 }
 
 void unpatchify_(Tensor tokens, Tensor out, int64_t high, int64_t wide, bool channels_first) {
-  run(prepare_unpatchify(tokens, out, high, wide, channels_first).args);
+  run(prepare_patches(tokens, out, high, wide, channels_first, false));
 }
 
 }  // namespace

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .products import Products
+from .straight import watched
 
 __all__ = ["convolved", "enlarged"]
 
@@ -30,7 +31,7 @@ def enlarged(products: Products, layer: nn.Conv2d, x: Tensor, *, bias: Tensor | 
     """:func:`convolved` of x with every pixel copied to 2 x 2; the layer is one of 3 x 3 that keeps the size."""
     # Sums of half-precision taps would be rounded, which the model's are not; on other devices it was not measured.
     exact = layer.weight.dtype in (torch.float32, torch.float64)
-    if not exact or x.device.type != "cpu" or products.watched():
+    if not exact or x.device.type != "cpu" or watched():
         return convolved(layer, F.interpolate(x, scale_factor=2.0, mode="nearest"), bias=bias)
     bias = layer.bias if bias is None else bias
     taps = products.kept(layer, "taps", lambda: parities(layer.weight))

@@ -12,6 +12,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import ops
 from ..models.dit import Block, DiT
 from ..models.feedforward import SwiGLU
 from .packing import Evaluate, Packed
@@ -29,39 +30,44 @@ class PackedDiT(Packed[DiT]):
     @property
     def operators(self) -> tuple[str, ...]:
         gated = isinstance(self.model.blocks[0].mlp, SwiGLU)
-        return "norm_modulate", "gate_residual_norm_", "qk_norm_rope", "swiglu" if gated else "gelu_"
+        return (
+            "patchify", "norm_modulate", "gate_residual_norm_", "qk_norm_rope", "swiglu" if gated else "gelu_", "unpatchify",
+        )  # fmt: skip
 
     def begin(self, times: Tensor, cond: dict[str, Any], n: int) -> Evaluate:
-        model, dtype, products = self.model, self.dtype, self.products
+        model, dtype = self.model, self.dtype
         blocks: list[Block] = list(model.blocks)  # type: ignore[arg-type]
-        norms = [*(block.norm1 for block in blocks), model.head.norm]
         embedded = model.time_steer(times.reshape(-1), dtype).reshape(*times.shape, model.width)
         steering = Steering(
             [*(block.modulation for block in blocks), model.head.modulation],
             embedded,
             model.condition_steer(cond.get("y"), cond.get("c"), n, dtype, times.device),
         )
-        # What a token gets whatever its patch holds.
-        place: Tensor = model.embed.bias
-        if model.positions is not None:
-            place = (model.positions + place).to(dtype)
+        self.keep("place", self._place)
+        width = model.width
+        return self.straight(self.evaluate, lambda row, n: steering.pieces(row, n, width))
+
+    def evaluate(self, x: Tensor, *pieces: Tensor) -> Tensor:
+        """One evaluation, given shift, scale and gate of every block's halves, and the head's shift and scale."""
+        model, products = self.model, self.products
+        blocks: list[Block] = list(model.blocks)  # type: ignore[arg-type]
+        norms = [*(block.norm1 for block in blocks), model.head.norm]
+        steps = [each.unbind(0) for each in pieces]
+        tokens = products(model.embed, ops.patchify(x, model.patch)).add_(self.keep("place", self._place))
+        h = modulated(tokens, norms[0], *steps[0][:2])
+        for i, block in enumerate(blocks):
+            _, _, gate1, shift2, scale2, gate2 = steps[i]
+            mixed = attended(products, block.attention, h, model.rotary_cos, model.rotary_sin)
+            h = gated_into(products, tokens, mixed, block.attention.out, gate1, block.norm2, shift2, scale2)
+            inner, out = hidden(products, block.mlp, h)
+            h = gated_into(products, tokens, inner, out, gate2, norms[i + 1], *steps[i + 1][:2])
         kept = model.shape[0] * model.patch**2
+        answer = F.linear(h, model.head.out.weight[:kept], model.head.out.bias[:kept])
+        return ops.unpatchify(answer, (model.side, model.side), model.patch)
 
-        def evaluate(x: Tensor, row: int) -> Tensor:
-            steps = [
-                steer.unflatten(1, (-1, model.width)).unbind(1) for steer in steering.at(row, x.shape[0])
-            ]
-            tokens = products(model.embed, model.patchify(x)).add_(place)
-            h = modulated(tokens, norms[0], *steps[0][:2])
-            for i, block in enumerate(blocks):
-                _, _, gate1, shift2, scale2, gate2 = steps[i]
-                mixed = attended(products, block.attention, h, model.rotary_cos, model.rotary_sin)
-                h = gated_into(
-                    products, tokens, mixed, block.attention.out, gate1, block.norm2, shift2, scale2
-                )
-                inner, out = hidden(products, block.mlp, h)
-                h = gated_into(products, tokens, inner, out, gate2, norms[i + 1], *steps[i + 1][:2])
-            answer = F.linear(h, model.head.out.weight[:kept], model.head.out.bias[:kept])
-            return model.unpatchify(answer)
-
-        return evaluate
+    def _place(self) -> Tensor:
+        """What a token gets whatever its patch holds."""
+        bias = self.model.embed.bias
+        if self.model.positions is None:
+            return bias
+        return (self.model.positions + bias).to(self.dtype)

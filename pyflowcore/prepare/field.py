@@ -15,6 +15,7 @@ from ..models.unet import UNet
 from .dit import PackedDiT
 from .mmdit import PackedMMDiT
 from .packing import Evaluate, Packed
+from .straight import transformed
 from .unet import PackedUNet
 
 __all__ = ["PreparedField", "prepare"]
@@ -35,7 +36,7 @@ class PreparedNet:
         self.__name__ = f"prepared {type(packed.source).__name__}"
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        if wants_gradient(self.packed, x, t, cond):
+        if wants_gradient(self.packed, x, t, cond) or transformed():
             # In the model's own dtype, which is that of what learns.
             return self.packed.source(x.to(next(self.packed.source.parameters()).dtype), t, **cond)
         check_conditions(self.packed, cond)

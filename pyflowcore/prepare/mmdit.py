@@ -31,26 +31,20 @@ Then = tuple[AnyNorm, Tensor, Tensor]
 
 
 class Frame(NamedTuple):
-    """What images of one size share at all rows.
+    """What all blocks of an evaluation share.
 
     Attributes:
         length: L, of the text.
         tokens: L + N, of the joint sequence.
-        place: what a token of the image gets whatever its patch holds, [N, width] or, where all get the same, [width].
         joint, image: the angles of the joint sequence and of the image's tokens, or None. Those of text are all zero.
         mask: what is added to the logits, [n, 1, 1, L + N], or None where all tokens are real.
     """
 
     length: int
     tokens: int
-    place: Tensor
     joint: Rotary | None
     image: Rotary | None
     mask: Tensor | None
-
-    def of(self, batch: int) -> Frame:
-        """Of the first samples."""
-        return self if self.mask is None else self._replace(mask=self.mask[:batch])
 
 
 class Joint:
@@ -152,52 +146,68 @@ class PackedMMDiT(Packed[MMDiT]):
         self._last_kv = Slice(last, slice(model.width, 3 * model.width))
 
     def begin(self, times: Tensor, cond: dict[str, Any], n: int) -> Evaluate:
-        model, dtype, products = self.model, self.dtype, self.products
+        model, dtype = self.model, self.dtype
         text, mask, pooled, guidance = (cond.get(name) for name in self.conditions)
         if not isinstance(text, Tensor):
             raise TypeError(f"text must be a tensor [{n}, L, {model.text_width}], got {type(text).__name__}")
         model.check_conditions(n, text, mask, pooled, guidance)
         read = model.read_text(text, mask, dtype)
-        doubles, singles = self._doubles, self._singles
-        layers = [stream.modulation for block in doubles for stream in (block.text, block.image)]
+        layers = [stream.modulation for block in self._doubles for stream in (block.text, block.image)]
         steering = Steering(
-            [*layers, *(block.modulation for block in singles), model.head.modulation],
+            [*layers, *(block.modulation for block in self._singles), model.head.modulation],
             model.time_steer(times.reshape(-1), dtype).reshape(*times.shape, model.width),
             model.condition_steer(pooled, guidance, dtype),
         )
-        frames: dict[tuple[int, int], Frame] = {}
+        sized: dict[torch.Size, Evaluate] = {}
 
         def evaluate(x: Tensor, row: int) -> Tensor:
-            model.check_points(x)
-            batch, grid = len(x), (x.shape[2] // model.patch, x.shape[3] // model.patch)
-            if batch > n:
-                raise ValueError(f"x has {batch} samples, the conditions have {n}")
-            if grid not in frames:
-                frames[grid] = self._frame(*grid, mask, read)
-            frame = frames[grid].of(batch)
-            steps = [steer.unflatten(1, (-1, model.width)).unbind(1) for steer in steering.at(row, batch)]
-            image = products(model.embed, ops.patchify(x, model.patch)).add_(frame.place)
-            # The blocks write in place, and the text is read again in the next row.
-            h = self._through_doubles(read[:batch].clone(), image, steps, frame)
-            answer = products(model.head.out, h, bias=True)
-            return ops.unpatchify(answer, grid, model.patch)
+            if x.shape[0] > n:
+                raise ValueError(f"x has {x.shape[0]} samples, the conditions have {n}")
+            # Images of one size share places, angles and mask.
+            if x.shape not in sized:
+                model.check_points(x)
+                shared = self._shared(x, read, mask)
+                sized[x.shape] = self.straight(
+                    self.evaluate, lambda row, n: [*shared, *steering.pieces(row, n, model.width)]
+                )
+            return sized[x.shape](x, row)
 
         return evaluate
 
-    def _frame(self, rows: int, columns: int, mask: Tensor | None, text: Tensor) -> Frame:
-        """What rows x columns patches share; mask and text [n, L, ...] of all samples."""
-        model, length = self.model, text.shape[1]
+    def _shared(self, x: Tensor, text: Tensor, mask: Tensor | None) -> list[Tensor]:
+        """What all rows share at points like x: text, place, the angles if there are any, the mask if there is one.
+
+        text and mask [n, L, ...] are those of all samples, of which x has the first.
+        """
+        model, (batch, length) = self.model, (len(x), text.shape[1])
+        rows, columns = x.shape[2] // model.patch, x.shape[3] // model.patch
         place: Tensor = model.embed.bias
         if (fixed := model.places(rows, columns)) is not None:
             place = (fixed + place).to(text.dtype)
-        joint = model.rotary(length, rows, columns, text)
-        image = None if joint is None else (joint[0][length:], joint[1][length:])
-        added = None
+        shared = [text[:batch], place]
+        if (joint := model.rotary(length, rows, columns, text)) is not None:
+            shared += [*joint, joint[0][length:], joint[1][length:]]
         if mask is not None:
             # As attention makes it of a mask of truth values, at every call.
-            seen = F.pad(mask, (0, rows * columns), value=True)[:, None, None]
-            added = torch.zeros_like(seen, dtype=text.dtype).masked_fill_(~seen, -torch.inf)
-        return Frame(length, length + rows * columns, place, joint, image, added)
+            seen = F.pad(mask[:batch], (0, rows * columns), value=True)[:, None, None]
+            shared.append(torch.zeros_like(seen, dtype=text.dtype).masked_fill_(~seen, -torch.inf))
+        return shared
+
+    def evaluate(self, x: Tensor, text: Tensor, place: Tensor, *given: Tensor) -> Tensor:
+        """One evaluation. given: angles and mask as ``_shared`` has them, then each layer's shifts, scales and gates."""
+        model, products = self.model, self.products
+        layers = 2 * len(self._doubles) + len(self._singles) + 1
+        rest, steps = given[:-layers], [each.unbind(0) for each in given[-layers:]]
+        joint: Rotary | None = None
+        image: Rotary | None = None
+        if model.axes is not None:
+            joint, image, rest = (rest[0], rest[1]), (rest[2], rest[3]), rest[4:]
+        tokens = products(model.embed, ops.patchify(x, model.patch)).add_(place)
+        length, grid = text.shape[1], (x.shape[2] // model.patch, x.shape[3] // model.patch)
+        frame = Frame(length, length + tokens.shape[1], joint, image, rest[0] if rest else None)
+        # The blocks write in place, and the text is read again in the next row.
+        h = self._through_doubles(text.clone(), tokens, steps, frame)
+        return ops.unpatchify(products(model.head.out, h, bias=True), grid, model.patch)
 
     def _through_doubles(
         self, text: Tensor, image: Tensor, steps: list[tuple[Tensor, ...]], frame: Frame

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .products import Products
+from .straight import record, signature, watched
 
 __all__ = ["Evaluate", "Packed"]
+
+# Recordings kept, one for each batch and number of branches; the oldest goes first.
+MOST_LINES = 16
 
 # (x [n, ...], row of the plan) -> the network's output, like x
 Evaluate = Callable[[Tensor, int], Tensor]
@@ -45,6 +49,8 @@ class Packed(ABC, Generic[Model]):
         self._marks: tuple[tuple[int, int], ...] = ()
         self.model = source
         self.products = Products(source)
+        self._lines: dict[Any, Callable[..., Tensor]] = {}
+        self._kept: dict[str, Tensor] = {}
         self.refresh()
 
     @property
@@ -56,7 +62,7 @@ class Packed(ABC, Generic[Model]):
         """Takes the weights that the model has now, where they are copies."""
         if all(p.dtype == self.dtype for p in self.source.parameters()):
             self.model = self.source
-            self.products = Products(self.model)
+            self._forget()
             return
         with torch.inference_mode(False), torch.no_grad():
             made = copy.deepcopy(self.source)
@@ -64,7 +70,7 @@ class Packed(ABC, Generic[Model]):
             for parameter in made.parameters():
                 parameter.data = parameter.data.to(self.dtype)
             self.model = made.requires_grad_(False)
-        self.products = Products(self.model)
+        self._forget()
         self._marks = self._written()
 
     def stale(self) -> bool:
@@ -76,9 +82,58 @@ class Packed(ABC, Generic[Model]):
 
     def start(self, times: Tensor, cond: dict[str, Any], n: int) -> Evaluate:
         """:meth:`begin`, with the weights that the model has now."""
-        if not torch.compiler.is_compiling():  # its products are PyTorch's own, of the weights themselves
-            self.products.follow()
+        # A compiler sees the weights themselves in its products, and nothing that was made of them.
+        if not torch.compiler.is_compiling() and self.products.follow():
+            self._lines.clear()
+            self._kept.clear()
         return self.begin(times, cond, n)
+
+    def straight(
+        self, body: Callable[..., Tensor], inputs: Callable[[int, int], Sequence[Tensor]]
+    ) -> Evaluate:
+        """``body(x, *inputs(row, n))`` as rows are evaluated, its operators recorded once for one set of shapes.
+
+        Args:
+            body: reads, besides its arguments, the model's weights and what is made of them alone.
+            inputs: what else a row needs, of its first n samples.
+        """
+        lines: dict[torch.Size, Callable[..., Tensor]] = {}
+
+        def evaluate(x: Tensor, row: int) -> Tensor:
+            given = [x, *inputs(row, x.shape[0])]
+            if watched():
+                return body(*given)
+            line = lines.get(x.shape)
+            if line is not None:
+                return line(*given)
+            key = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), signature(given)
+            found = self._lines.get(key)
+            if found is None:
+                result, found = record(body, given)
+                while len(self._lines) >= MOST_LINES:
+                    self._lines.pop(next(iter(self._lines)), None)
+                self._lines[key] = lines[x.shape] = found or body
+                return result
+            lines[x.shape] = found
+            return found(*given)
+
+        return evaluate
+
+    def _forget(self) -> None:
+        """What was made of the weights."""
+        self.products = Products(self.model)
+        self._lines.clear()
+        self._kept.clear()
+
+    def keep(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """A tensor that is made of the weights alone, once for all trajectories. To be made before the rows are recorded."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without recordings: they hold this model's tensors."""
+        return self.__dict__ | {"_lines": {}, "_kept": {}}
 
     @abstractmethod
     def begin(self, times: Tensor, cond: dict[str, Any], n: int) -> Evaluate:

@@ -13,10 +13,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C import DisableTorchFunction
 
 from .slices import Slice
+from .straight import watched
 
 __all__ = ["Products", "why_not_packed"]
+
+# A call of oneDNN through PyTorch takes 15 microseconds more than one of the BLAS, which at the difference of their rates is
+# worth it from some 4 million operations on, on both cores of the machine that was measured.
+LEAST_OPERATIONS = 4 << 20
 
 
 def why_not_packed(device: torch.device, dtype: torch.dtype) -> str:
@@ -40,16 +46,6 @@ def why_not_packed(device: torch.device, dtype: torch.dtype) -> str:
     return ""
 
 
-def _as_it_is() -> bool:
-    """Whether the product is to be PyTorch's own because something watches it: a compiler, a transform, autocast."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch.is_autocast_enabled("cpu")
-        or torch.autograd.forward_ad._current_level >= 0
-    )
-
-
 class Products:
     """x W^T of linear layers. A layer's weights are packed at its first product, and again after they were written.
 
@@ -68,14 +64,17 @@ class Products:
         self.reason = ""
         self.follow()
 
-    def follow(self) -> None:
-        """Forgets the packed weights where the model's were written or moved since. To be called as a trajectory begins."""
+    def follow(self) -> bool:
+        """Forgets the packed weights where the model's were written or moved since, and says whether. To be called as a
+        trajectory begins."""
         marks = self._written()
-        if marks != self._marks:
-            self._packed.clear()
-            self._marks = marks
-            first = next(self._all())
-            self.reason = why_not_packed(first.device, first.dtype)
+        if marks == self._marks:
+            return False
+        self._packed.clear()
+        self._marks = marks
+        first = next(self._all())
+        self.reason = why_not_packed(first.device, first.dtype)
+        return True
 
     def _all(self) -> Iterator[Tensor]:
         return (p for own in self._parameters for p in own.values() if p is not None)
@@ -83,9 +82,9 @@ class Products:
     def __call__(self, layer: nn.Linear | Slice, x: Tensor, *, bias: bool = False) -> Tensor:
         """x [..., in_features] -> [..., out_features], with the layer's bias on request alone."""
         added = layer.bias if bias else None
-        if self.reason or not x.numel() or _as_it_is():
+        if self.reason or 2 * x.numel() * layer.out_features < LEAST_OPERATIONS or watched():
             return F.linear(x, layer.weight, added)
-        rows = x.numel() // max(x.shape[-1], 1)
+        rows = x.numel() // x.shape[-1]
         packed = self.kept(
             layer,
             "packed",
@@ -98,14 +97,11 @@ class Products:
         key = id(layer), name
         found = self._packed.get(key)
         if found is None:
+            # Unseen by what records the evaluation, and so are the modes, whose changes it would repeat: this happens once.
             # Ordinary tensors, also where the first call is inside torch.inference_mode().
-            with torch.inference_mode(False), torch.no_grad():
+            with DisableTorchFunction(), torch.inference_mode(False), torch.no_grad():
                 found = self._packed[key] = make()
         return found
-
-    def watched(self) -> bool:
-        """Whether everything is to be PyTorch's own because something watches it: a compiler, a transform, autocast."""
-        return _as_it_is()
 
     def _written(self) -> tuple[tuple[int, int], ...]:
         # Weights that were made under inference mode count no versions; they cannot be trained either.

@@ -19,6 +19,10 @@ class Slice:
         self._layer, self._rows, self._columns = layer, rows, columns
 
     @property
+    def out_features(self) -> int:
+        return len(range(self._layer.out_features)[self._rows])
+
+    @property
     def weight(self) -> Tensor:
         return self._layer.weight[self._rows, self._columns]
 

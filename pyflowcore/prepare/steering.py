@@ -44,15 +44,27 @@ class Steering:
         self._chunk = max(1, min(len(times), most_bytes // max(one, 1)))
         self._first = -1
         self._made: list[Tensor] = []
+        self._cut: dict[int, list[list[Tensor]]] = {}
 
     def at(self, row: int, n: int) -> list[Tensor]:
         """The modulations of the plan's row for the first n samples: of each layer [n, out_features]."""
         first = row - row % self._chunk
         if first != self._first:
-            self._made = self._make(first, first + self._chunk)
+            self._made, self._cut = self._make(first, first + self._chunk), {}
             self._first = first
         here = [made[row - first] for made in self._made]
         return [one.expand(n, -1) if self._shared else one[:n] for one in here]
+
+    def pieces(self, row: int, n: int, width: int) -> list[Tensor]:
+        """The same as [pieces of ``width``, n, width] of each layer. The views of all rows are made at once, by one call a
+        layer: for a small model each takes as long as a product."""
+        if row // self._chunk * self._chunk != self._first:
+            self.at(row, n)
+        if n not in self._cut:
+            layers = [made.expand(-1, n, -1) if self._shared else made[:, :n] for made in self._made]
+            views = [made.unflatten(2, (-1, width)).transpose(1, 2).unbind(0) for made in layers]
+            self._cut[n] = [list(here) for here in zip(*views, strict=True)]
+        return self._cut[n][row - self._first]
 
     def _make(self, first: int, last: int) -> list[Tensor]:
         steer = self._times[first:last]

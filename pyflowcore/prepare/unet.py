@@ -97,28 +97,32 @@ class PackedUNet(Packed[UNet]):
             embedded.reshape(*times.shape, model.cond),
             model.condition_steer(cond.get("y"), times.new_empty(n)),
         )
-        kept = model.shape[0]
+        line = self.straight(self.evaluate, steering.at)
 
         def evaluate(x: Tensor, row: int) -> Tensor:
             model.check_points(x)
             if len(x) > n:
                 raise ValueError(f"x has {len(x)} samples, the conditions have {n}")
-            steps = dict(zip(self._blocks, steering.at(row, len(x)), strict=True))
-            h = convolved(model.stem, x)
-            left = [h]
-            for piece in model.down:
-                h = self._through(piece, h, steps)
-                left.append(h)
-            for piece in model.middle:
-                h = self._through(piece, h, steps)
-            for piece in model.up:
-                h = self._through(piece, torch.cat([h, left.pop()], dim=1), steps)
-            out = model.out
-            assert out.bias is not None
-            # Of what is computed and dropped (variances) nothing.
-            return F.conv2d(normed_(model.norm, h), out.weight[:kept], out.bias[:kept], padding=out.padding)
+            return line(x, row)
 
         return evaluate
+
+    def evaluate(self, x: Tensor, *said: Tensor) -> Tensor:
+        """One evaluation, given what every residual block is told."""
+        model, steps = self.model, dict(zip(self._blocks, said, strict=True))
+        h = convolved(model.stem, x)
+        left = [h]
+        for piece in model.down:
+            h = self._through(piece, h, steps)
+            left.append(h)
+        for piece in model.middle:
+            h = self._through(piece, h, steps)
+        for piece in model.up:
+            h = self._through(piece, torch.cat([h, left.pop()], dim=1), steps)
+        out, kept = model.out, model.shape[0]
+        assert out.bias is not None
+        # Of what is computed and dropped (variances) nothing.
+        return F.conv2d(normed_(model.norm, h), out.weight[:kept], out.bias[:kept], padding=out.padding)
 
     def _through(self, piece: nn.Module, x: Tensor, steps: Steps) -> Tensor:
         if isinstance(piece, ResBlock):
