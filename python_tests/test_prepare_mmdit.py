@@ -200,6 +200,21 @@ def test_captured_runs_take_new_conditions() -> None:
         )
 
 
+def test_points_of_other_sides_in_one_trajectory() -> None:
+    """Each set of shapes has a recording and places of its own, and rows may go back to the first."""
+    model = mmdit(**OPTIONS["flux"]).double()
+    found = given(model, 2, masked=True)
+    times = torch.tensor([0.1, 0.4, 0.7, 0.9], dtype=torch.float64)
+    cond = {key: value for key, value in found.items() if key not in ("x", "t")}
+    evaluate = pfc.prepare(model).trajectory(times, cond, 2)
+    for row, sides in enumerate(((6, 6), (4, 2), (2, 4), (6, 6))):
+        for n in (2, 1):
+            x = given(model, 2, sides=sides)["x"][:n]
+            with torch.no_grad():
+                want = model(x, times[row].expand(n), **{key: value[:n] for key, value in cond.items()})
+                torch.testing.assert_close(evaluate(x, row), want, rtol=1e-11, atol=1e-12)
+
+
 def test_training_is_seen_by_every_product() -> None:
     """Of parts of layers as well: after a write the field is that of a model prepared anew."""
     for name in ("sd3", "flux"):
@@ -287,7 +302,7 @@ def test_refusals() -> None:
 
 
 def test_a_compiler_traces_it_whole() -> None:
-    model = mmdit(**OPTIONS["flux"])
+    model = mmdit(**(OPTIONS["flux"] | {"double": 1, "single": 2}))
     found = cast(given(model, 2, masked=True), torch.float32)
     field = pfc.prepare(model)
     compiled = torch.compile(lambda x, t, **cond: field(x, t, **cond), backend="eager", fullgraph=True)

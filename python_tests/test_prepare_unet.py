@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "conv": {"resample": "conv", "attention": (1, 2)},
     "pool, variances": {"resample": "pool", "outputs": 4, "num_classes": 3},
     "one head": {"head_channels": 0, "attention": (1,)},
-    "one wide head": {"head_channels": 0, "width": 2, "multipliers": (1, 260), "attention": ()},
+    "one wide head": {"head_channels": 0, "width": 2, "multipliers": (1, 130), "attention": ()},
     "three levels, two blocks": {"multipliers": (1, 2, 1), "blocks": 2, "attention": (), "time_scale": 1.0},
     "one level": {"multipliers": (2,), "attention": (1,)},
     "dropout, odd groups": {"dropout": 0.3, "groups": 6, "width": 18, "head_channels": 6},
@@ -186,6 +186,19 @@ def test_enlarging_by_parities(shape: tuple[int, ...], dtype: torch.dtype) -> No
         with_other = enlarged(Products(layer), layer, x.to(dtype), bias=other.to(dtype))
         want = F.conv2d(large, exact.weight, other.double(), padding=1)
         torch.testing.assert_close(with_other.double(), want, rtol=rtol, atol=atol)
+
+
+def test_points_of_other_sides_in_one_trajectory() -> None:
+    model = unet(**OPTIONS["classes"]).double()
+    times = torch.tensor([0.1, 0.4, 0.9], dtype=torch.float64)
+    labels = torch.tensor([1, 3])
+    evaluate = pfc.prepare(model).trajectory(times, {"y": labels}, 2)
+    for row, sides in enumerate(((8, 8), (4, 6), (8, 8))):
+        for n in (2, 1):
+            x = given(model, n, sides)[0]
+            with torch.no_grad():
+                want = model(x, times[row].expand(n), labels[:n])
+                torch.testing.assert_close(evaluate(x, row), want, rtol=1e-11, atol=1e-12)
 
 
 def test_training_is_seen() -> None:
