@@ -95,8 +95,10 @@ def _candidates(model: models.DiT, x0: Tensor, labels: Tensor, device: str) -> l
         ),
     ]
     if device == "cuda":
-        run = sampler.capture(field, x0=x0, cond=cond, uncond=uncond)
-        arms.insert(0, Arm("prepared, captured", "candidate", [lambda: run(x0=x0, cond=cond, uncond=uncond)]))
+        run = sampler.capture(
+            field, shape=model.shape, batch=batch, cond=cond, uncond=uncond, device=x0.device
+        )
+        arms.insert(0, Arm("prepared, captured", "candidate", [lambda: run(x0=x0, cond=cond)]))
     return arms
 
 

@@ -125,6 +125,8 @@ bench() {
     [ "$name" = engine ] && few=(--sizes 1,4096 --only 'SiLU, float32')
     [ "$name" = solve ] && few=(--sizes 4096)
     [ "$name" = log_prob ] && few=(--sizes 256)
+    # torch.compile tunes a large model for minutes: that comparison is a run of its own (benchmarks/README.md).
+    [ "$name" = backbones ] && few=(--sizes 1)
     measure "$name" "$name" --without torch.compile "${few[@]}" || status=1
   done
   measure combine-compiled combine --only 'euler, CFG, 16M elements, float32/float32' || status=1

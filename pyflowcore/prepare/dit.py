@@ -45,7 +45,7 @@ class PackedDiT(Packed[DiT]):
         )
         self.keep("place", self._place)
         width = model.width
-        return self.straight(self.evaluate, lambda row, n: steering.pieces(row, n, width))
+        return self.straight(self.evaluate, lambda x, row: steering.pieces(row, x.shape[0], width))
 
     def evaluate(self, x: Tensor, *pieces: Tensor) -> Tensor:
         """One evaluation, given shift, scale and gate of every block's halves, and the head's shift and scale."""

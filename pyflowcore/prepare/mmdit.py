@@ -158,24 +158,20 @@ class PackedMMDiT(Packed[MMDiT]):
             model.time_steer(times.reshape(-1), dtype).reshape(*times.shape, model.width),
             model.condition_steer(pooled, guidance, dtype),
         )
-        sized: dict[torch.Size, Evaluate] = {}
+        shared: dict[torch.Size, list[Tensor | None]] = {}
 
-        def evaluate(x: Tensor, row: int) -> Tensor:
+        def inputs(x: Tensor, row: int) -> list[Tensor | None]:
             if x.shape[0] > n:
                 raise ValueError(f"x has {x.shape[0]} samples, the conditions have {n}")
-            # Images of one size share places, angles and mask.
-            if x.shape not in sized:
+            if x.shape not in shared:
                 model.check_points(x)
-                shared = self._shared(x, read, mask)
-                sized[x.shape] = self.straight(
-                    self.evaluate, lambda row, n: [*shared, *steering.pieces(row, n, model.width)]
-                )
-            return sized[x.shape](x, row)
+                shared[x.shape] = self._shared(x, read, mask)
+            return [*shared[x.shape], *steering.pieces(row, x.shape[0], model.width)]
 
-        return evaluate
+        return self.straight(self.evaluate, inputs)
 
-    def _shared(self, x: Tensor, text: Tensor, mask: Tensor | None) -> list[Tensor]:
-        """What all rows share at points like x: text, place, the angles if there are any, the mask if there is one.
+    def _shared(self, x: Tensor, text: Tensor, mask: Tensor | None) -> list[Tensor | None]:
+        """What all rows share at points like x: text, place, the angles of the joint sequence and of the image, mask.
 
         text and mask [n, L, ...] are those of all samples, of which x has the first.
         """
@@ -184,29 +180,40 @@ class PackedMMDiT(Packed[MMDiT]):
         place: Tensor = model.embed.bias
         if (fixed := model.places(rows, columns)) is not None:
             place = (fixed + place).to(text.dtype)
-        shared = [text[:batch], place]
+        shared = [text[:batch], place, None, None, None, None, None]
         if (joint := model.rotary(length, rows, columns, text)) is not None:
-            shared += [*joint, joint[0][length:], joint[1][length:]]
+            shared[2:6] = [*joint, joint[0][length:], joint[1][length:]]
         if mask is not None:
             # As attention makes it of a mask of truth values, at every call.
             seen = F.pad(mask[:batch], (0, rows * columns), value=True)[:, None, None]
-            shared.append(torch.zeros_like(seen, dtype=text.dtype).masked_fill_(~seen, -torch.inf))
+            shared[6] = torch.zeros_like(seen, dtype=text.dtype).masked_fill_(~seen, -torch.inf)
         return shared
 
-    def evaluate(self, x: Tensor, text: Tensor, place: Tensor, *given: Tensor) -> Tensor:
-        """One evaluation. given: angles and mask as ``_shared`` has them, then each layer's shifts, scales and gates."""
+    def evaluate(
+        self,
+        x: Tensor,
+        text: Tensor,
+        place: Tensor,
+        joint_cos: Tensor | None,
+        joint_sin: Tensor | None,
+        image_cos: Tensor | None,
+        image_sin: Tensor | None,
+        mask: Tensor | None,
+        *pieces: Tensor,
+    ) -> Tensor:
+        """One evaluation: what ``_shared`` has, then every layer's shifts, scales and gates."""
         model, products = self.model, self.products
-        layers = 2 * len(self._doubles) + len(self._singles) + 1
-        rest, steps = given[:-layers], [each.unbind(0) for each in given[-layers:]]
-        joint: Rotary | None = None
-        image: Rotary | None = None
-        if model.axes is not None:
-            joint, image, rest = (rest[0], rest[1]), (rest[2], rest[3]), rest[4:]
         tokens = products(model.embed, ops.patchify(x, model.patch)).add_(place)
-        length, grid = text.shape[1], (x.shape[2] // model.patch, x.shape[3] // model.patch)
-        frame = Frame(length, length + tokens.shape[1], joint, image, rest[0] if rest else None)
+        frame = Frame(
+            text.shape[1],
+            text.shape[1] + tokens.shape[1],
+            None if joint_cos is None or joint_sin is None else (joint_cos, joint_sin),
+            None if image_cos is None or image_sin is None else (image_cos, image_sin),
+            mask,
+        )
         # The blocks write in place, and the text is read again in the next row.
-        h = self._through_doubles(text.clone(), tokens, steps, frame)
+        h = self._through_doubles(text.clone(), tokens, [each.unbind(0) for each in pieces], frame)
+        grid = x.shape[2] // model.patch, x.shape[3] // model.patch
         return ops.unpatchify(products(model.head.out, h, bias=True), grid, model.patch)
 
     def _through_doubles(

@@ -89,18 +89,18 @@ class Packed(ABC, Generic[Model]):
         return self.begin(times, cond, n)
 
     def straight(
-        self, body: Callable[..., Tensor], inputs: Callable[[int, int], Sequence[Tensor]]
+        self, body: Callable[..., Tensor], inputs: Callable[[Tensor, int], Sequence[Tensor | None]]
     ) -> Evaluate:
-        """``body(x, *inputs(row, n))`` as rows are evaluated, its operators recorded once for one set of shapes.
+        """``body(x, *inputs(x, row))`` as rows are evaluated, its operators recorded once for one set of shapes.
 
         Args:
             body: reads, besides its arguments, the model's weights and what is made of them alone.
-            inputs: what else a row needs, of its first n samples.
+            inputs: what else a row needs of the samples of x. For one shape of x always of the same signature.
         """
         lines: dict[torch.Size, Callable[..., Tensor]] = {}
 
         def evaluate(x: Tensor, row: int) -> Tensor:
-            given = [x, *inputs(row, x.shape[0])]
+            given = [x, *inputs(x, row)]
             if watched():
                 return body(*given)
             line = lines.get(x.shape)

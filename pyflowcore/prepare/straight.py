@@ -33,9 +33,9 @@ def watched() -> bool:
     )
 
 
-def signature(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-    """What a recording is valid for: types, shapes, strides, dtypes and devices."""
-    return tuple((type(t), t.shape, t.stride(), t.dtype, t.device) for t in tensors)
+def signature(inputs: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    """What a recording is valid for: types, shapes, strides, dtypes and devices, and which inputs there are."""
+    return tuple(None if t is None else (type(t), t.shape, t.stride(), t.dtype, t.device) for t in inputs)
 
 
 # They ask about a tensor and answer with none, so a signature settles them.
@@ -90,9 +90,9 @@ class _Writer:
     """The text of the function. Tensors are named by identity: those that come in, those that are made, and the rest, which
     are constants of the function, as are the operators."""
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, inputs: Sequence[Tensor | None]) -> None:
         self.constants: dict[str, Any] = {}
-        self.names: dict[int, str] = {id(tensor): f"x{i}" for i, tensor in enumerate(inputs)}
+        self.names = {id(tensor): f"x{i}" for i, tensor in enumerate(inputs) if tensor is not None}
         self.made = 0
 
     def constant(self, value: Any, kind: str) -> str:
@@ -131,14 +131,14 @@ class _Writer:
 
 
 def record(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor]
+    function: Callable[..., Tensor], inputs: Sequence[Tensor | None]
 ) -> tuple[Tensor, Callable[..., Tensor] | None]:
     """Runs ``function(*inputs)`` and writes down what it ran.
 
     Args:
         function: its operators must follow from the inputs' signature alone, and every tensor that it reads but does not make
             must be an input, or the same tensor for as long as the recording is used.
-        inputs: tensors, all of them different.
+        inputs: tensors, all of them different, or None.
 
     Returns:
         (its result, the straight line, which answers the same for other inputs of this signature). None in place of the line

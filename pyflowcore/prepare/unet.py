@@ -97,7 +97,7 @@ class PackedUNet(Packed[UNet]):
             embedded.reshape(*times.shape, model.cond),
             model.condition_steer(cond.get("y"), times.new_empty(n)),
         )
-        line = self.straight(self.evaluate, steering.at)
+        line = self.straight(self.evaluate, lambda x, row: steering.at(row, len(x)))
 
         def evaluate(x: Tensor, row: int) -> Tensor:
             model.check_points(x)
