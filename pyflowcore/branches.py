@@ -173,7 +173,8 @@ def evaluator(
     if split is None and row_times is not None and isinstance(field, PreparedField):
         if stacked is None:
             return _prepared(field, single, row_times(), None)
-        return _prepared(field, {**stacked, **shared}, row_times(), conditions.batch_of(stacked))
+        every = {**stacked, **shared}
+        return _prepared(field, every, row_times(), conditions.batch_of(every))
     if stacked is not None:
         every = {**stacked, **shared}
         return lambda step: (net(step.x, step.time, **(every if step.branches > 1 else single)), None)
@@ -218,7 +219,7 @@ def evaluator(
 def _prepared(
     field: PreparedField, cond: dict[str, Any], times: Tensor, batch: int | None
 ) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """Rows of one trajectory. ``batch``: samples in all branches; None: those of the first row."""
+    """Rows of one trajectory. ``batch``: samples in all branches, where rows may have fewer; None: all rows have as many."""
     evaluate: Evaluate | None = None
 
     def by_row(step: Any) -> tuple[Tensor, Tensor | None]:

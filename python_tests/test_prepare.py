@@ -265,7 +265,6 @@ def test_refusals() -> None:
         pfc.Sampler(pfc.plan("euler", steps=2))(
             field, shape=model.shape, batch=2, cond={"label": torch.zeros(2)}
         )
-    with pytest.raises(ValueError, match="y must hold one label"):
-        pfc.Sampler(pfc.plan("euler", steps=2))(
-            field, shape=model.shape, batch=2, cond={"y": torch.zeros(2, 2).long()}
-        )
+    for labels in (torch.zeros(2, 2).long(), torch.zeros(3).long(), torch.zeros(1).long()):
+        with pytest.raises(ValueError, match=r"y must hold one label a sample, \[2\]"):
+            pfc.Sampler(pfc.plan("euler", steps=2))(field, shape=model.shape, batch=2, cond={"y": labels})

@@ -27,9 +27,18 @@ def test_every_example() -> None:
 
 
 def test_every_operator_is_on_the_page() -> None:
-    for model in (models.DiT(), models.ActionExpert()):
+    page = PAGE.read_text()
+    small = {"width": 32, "multipliers": (1,), "attention": (1,), "head_channels": 0}
+    for model in (
+        models.DiT(),
+        models.MMDiT(),
+        models.MMDiT(single=1),
+        models.UNet(**small),
+        models.ActionExpert(),
+    ):
         field = pfc.prepare(model)
-        assert all(f"`{name}`" in PAGE.read_text() for name in field.net.packed.operators)
+        assert f"`models.{type(model).__name__}`" in page
+        assert all(f"`{name}`" in page for name in field.net.packed.operators)
 
 
 def test_the_readme_links_to_it() -> None:

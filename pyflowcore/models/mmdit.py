@@ -333,7 +333,7 @@ class MMDiT(nn.Module):
         if self.axes is None:
             return None
         text = torch.zeros(length, 3, dtype=torch.float64, device=like.device)
-        places = torch.cat([text, grid_positions(1, rows, columns).to(like.device)])
+        places = torch.cat([text, grid_positions(1, rows, columns, device=like.device)])
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         return rotary_table(places, self.head_dim, split=self.axes, dtype=dtype)
 
@@ -349,16 +349,30 @@ class MMDiT(nn.Module):
         grid = tokens.reshape(-1, rows, columns, self.shape[0], p, p).permute(0, 3, 1, 4, 2, 5)
         return grid.reshape(-1, self.shape[0], rows * p, columns * p)
 
-    def condition(
-        self, t: Tensor, pooled: Tensor | None, guidance: Tensor | None, dtype: torch.dtype
-    ) -> Tensor:
-        """What modulates every block, [B, width], its SiLU done: t with pooled text and guidance scale."""
-        c: Tensor = self.embed_time(timestep_embedding(t, self.time_dim).to(dtype))
+    def time_steer(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        """The embedded times: t [B] -> [B, width] of ``dtype``."""
+        steer: Tensor = self.embed_time(timestep_embedding(t, self.time_dim).to(dtype))
+        return steer
+
+    def condition_steer(
+        self, pooled: Tensor | None, guidance: Tensor | None, dtype: torch.dtype
+    ) -> Tensor | None:
+        """The embedded pooled text and guidance scale, summed: [B, width]; None for a network without either."""
+        steer = None
         if self.embed_pooled is not None and pooled is not None:
-            c = c + self.embed_pooled(pooled.to(dtype))
+            steer = self.embed_pooled(pooled.to(dtype))
         if self.embed_guidance is not None and guidance is not None:
-            c = c + self.embed_guidance(timestep_embedding(guidance, self.time_dim).to(dtype))
-        return F.silu(c)
+            scale = self.embed_guidance(timestep_embedding(guidance, self.time_dim).to(dtype))
+            steer = scale if steer is None else steer + scale
+        return steer
+
+    def read_text(self, text: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """The text's tokens as blocks take them: [B, L, width] of ``dtype``."""
+        text = text.to(dtype)
+        if mask is not None:
+            text = text.masked_fill(~mask[..., None], 0.0)  # not even NaN gets from a masked token into a sum
+        tokens: Tensor = self.embed_text(text)
+        return tokens
 
     def forward(
         self,
@@ -379,20 +393,22 @@ class MMDiT(nn.Module):
             pooled: [B, pooled_width], for a network built with it.
             guidance: [B], for a network built with it: the scale it shall imitate (FLUX.1-dev: 3.5 as a rule).
         """
-        self._check(x, text, mask, pooled, guidance)
+        self.check_points(x)
+        self.check_conditions(x.shape[0], text, mask, pooled, guidance)
         rows, columns = x.shape[2] // self.patch, x.shape[3] // self.patch
         length = text.shape[1]
-        text = text.to(x.dtype)
+        text = self.read_text(text, mask, x.dtype)
         keep: Tensor | None = None
         if mask is not None:
-            text = text.masked_fill(~mask[..., None], 0.0)  # not even NaN gets from a masked token into a sum
             seen = F.pad(mask, (0, rows * columns), value=True)
             keep = seen[:, None, None, :]
         image = self.embed(self.patchify(x))
         if (places := self.places(rows, columns)) is not None:
             image = image + places
-        text = self.embed_text(text)
-        c = self.condition(t, pooled, guidance, x.dtype)
+        c = self.time_steer(t, x.dtype)
+        if (steer := self.condition_steer(pooled, guidance, x.dtype)) is not None:
+            c = c + steer
+        c = F.silu(c)  # what modulates every block
         rotary = self.rotary(length, rows, columns, x)
         for block in self.double_blocks:
             text, image = block(text, image, c, rotary, keep)
@@ -403,9 +419,8 @@ class MMDiT(nn.Module):
             image = joint[:, length:]
         return self.unpatchify(self.head(image, c), rows, columns)
 
-    def _check(
-        self, x: Tensor, text: Tensor, mask: Tensor | None, pooled: Tensor | None, guidance: Tensor | None
-    ) -> None:
+    def check_points(self, x: Tensor) -> None:
+        """ValueError unless x has the network's channels, and sides that ``patch`` divides and positions reach."""
         if x.dim() != 4 or x.shape[1] != self.shape[0] or x.shape[2] % self.patch or x.shape[3] % self.patch:
             raise ValueError(
                 f"x must be [B, {self.shape[0]}, H, W] with H and W multiples of {self.patch}; got {list(x.shape)}"
@@ -414,7 +429,16 @@ class MMDiT(nn.Module):
             raise ValueError(
                 f"x must have sides of at most {self.max_side * self.patch}, as positions reach; got {list(x.shape)}"
             )
-        batch = x.shape[0]
+
+    def check_conditions(
+        self,
+        batch: int,
+        text: Tensor,
+        mask: Tensor | None,
+        pooled: Tensor | None,
+        guidance: Tensor | None,
+    ) -> None:
+        """ValueError unless the conditions are those of ``batch`` samples that the network was built for."""
         if text.dim() != 3 or text.shape[0] != batch or text.shape[2] != self.text_width:
             raise ValueError(f"text must be [{batch}, L, {self.text_width}]; got {list(text.shape)}")
         if mask is not None and (mask.shape != text.shape[:2] or mask.dtype != torch.bool):

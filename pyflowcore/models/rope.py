@@ -16,9 +16,12 @@ from torch import Tensor
 Pairs = Literal["adjacent", "halves"]
 
 
-def grid_positions(*sides: int) -> Tensor:
-    """Whole-number positions of a grid, the last axis fastest: [product of sides, len(sides)] float64."""
-    axes = [torch.arange(side, dtype=torch.float64) for side in sides]
+def grid_positions(*sides: int, device: torch.device | str | None = None) -> Tensor:
+    """Whole-number positions of a grid, the last axis fastest: [product of sides, len(sides)] float64.
+
+    Made on ``device``, so that it may also be under capture of a CUDA graph, where nothing comes from the host.
+    """
+    axes = [torch.arange(side, dtype=torch.float64, device=device) for side in sides]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, len(sides))
 
 

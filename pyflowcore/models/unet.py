@@ -153,21 +153,35 @@ class UNet(nn.Module):
         """The index that stands for "no label"; None for a network without classes."""
         return self.num_classes or None
 
-    def condition(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        """What steers every block, [B, 4 * width] in x's dtype: an embedding of the time, and one of the class added."""
-        phases = timestep_embedding(t, self.width, scale=self.time_scale).to(x.dtype)
-        c = self.mix_time(F.silu(self.embed_time(phases)))
-        labels = labels_or_null(y, x, self.num_classes, "UNet")
-        return c if labels is None or self.embed_class is None else c + self.embed_class(labels)
+    def time_steer(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        """The embedded times: t [B] -> [B, 4 * width] of ``dtype``."""
+        phases = timestep_embedding(t, self.width, scale=self.time_scale).to(dtype)
+        steer: Tensor = self.mix_time(F.silu(self.embed_time(phases)))
+        return steer
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """x [B, C, H, W], t [B] in [0, 1], y [B] integer labels (None: the null class) -> like x."""
+    def condition_steer(self, y: Tensor | None, samples: Tensor) -> Tensor | None:
+        """The embedded classes of ``samples`` [B, ...], whose dtype does not matter: [B, 4 * width]; None without classes."""
+        labels = labels_or_null(y, samples, self.num_classes, "UNet")
+        if labels is None or self.embed_class is None:
+            return None
+        steer: Tensor = self.embed_class(labels)
+        return steer
+
+    def check_points(self, x: Tensor) -> None:
+        """ValueError unless x has the network's channels and sides that halve as often as it needs."""
         if x.dim() != 4 or x.shape[1] != self.shape[0] or any(side % self.factor for side in x.shape[2:]):
             multiples = f"H and W multiples of {self.factor}"
             raise ValueError(f"x must be [B, {self.shape[0]}, H, W], {multiples}; got {list(x.shape)}")
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """x [B, C, H, W], t [B] in [0, 1], y [B] integer labels (None: the null class) -> like x."""
+        self.check_points(x)
         if t.shape != x.shape[:1]:
             raise ValueError(f"t must hold one time a sample, [{x.shape[0]}]; got {list(t.shape)}")
-        c = self.condition(x, t, y)
+        # What steers every block: the embedded time and class, summed.
+        c = self.time_steer(t, x.dtype)
+        if (steer := self.condition_steer(y, x)) is not None:
+            c = c + steer
         h = self.stem(x)
         kept = [h]
         for piece in self.down:

@@ -11,15 +11,24 @@ from torch import Tensor, nn
 from ..field import Field, as_field
 from ..models.action_expert import ActionExpert
 from ..models.dit import DiT
+from ..models.mmdit import MMDiT
+from ..models.unet import UNet
 from .action_expert import PackedActionExpert
 from .dit import PackedDiT
+from .mmdit import PackedMMDiT
 from .packing import Evaluate, Packed
 from .straight import transformed
+from .unet import PackedUNet
 
 __all__ = ["PreparedField", "prepare"]
 
 # How each model is evaluated. Subclasses may compute something else, so they are not taken for their base.
-PACKED: dict[type[nn.Module], type[Packed[Any]]] = {ActionExpert: PackedActionExpert, DiT: PackedDiT}
+PACKED: dict[type[nn.Module], type[Packed[Any]]] = {
+    ActionExpert: PackedActionExpert,
+    DiT: PackedDiT,
+    MMDiT: PackedMMDiT,
+    UNet: PackedUNet,
+}
 
 
 class PreparedNet:

@@ -82,7 +82,8 @@ class Packed(ABC, Generic[Model]):
 
     def start(self, times: Tensor, cond: dict[str, Any], n: int) -> Evaluate:
         """:meth:`begin`, with the weights that the model has now."""
-        if self.products.follow():
+        # A compiler sees the weights themselves in its products, and nothing that was made of them.
+        if not torch.compiler.is_compiling() and self.products.follow():
             self._lines.clear()
             self._kept.clear()
         return self.begin(times, cond, n)

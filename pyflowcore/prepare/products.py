@@ -7,29 +7,19 @@ were measured (docs/notes/prepared.md).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._C import DisableTorchFunction
 
+from .joined import Joined
+from .slices import Slice
 from .straight import watched
 
-__all__ = ["Layer", "Products", "why_not_packed"]
-
-
-class Layer(Protocol):
-    """What has the weights of a linear layer: such a layer, or what makes one of several or of parts."""
-
-    out_features: int
-
-    @property
-    def weight(self) -> Tensor: ...
-
-    @property
-    def bias(self) -> Tensor | None: ...
+__all__ = ["Products", "why_not_packed"]
 
 
 # A call of oneDNN through PyTorch takes 15 microseconds more than one of the BLAS, which at the difference of their rates is
@@ -71,7 +61,7 @@ class Products:
     def __init__(self, model: nn.Module) -> None:
         # Their dicts rather than they themselves, for a parameter may be replaced.
         self._parameters = [module._parameters for module in model.modules() if module._parameters]
-        self._packed: dict[int, Tensor] = {}
+        self._packed: dict[tuple[int, str], Tensor] = {}
         self._marks: tuple[tuple[int, int], ...] = ()
         self.reason = ""
         self.follow()
@@ -88,22 +78,32 @@ class Products:
         self.reason = why_not_packed(first.device, first.dtype)
         return True
 
-    def __call__(self, layer: Layer, x: Tensor, *, bias: bool = False) -> Tensor:
+    def _all(self) -> Iterator[Tensor]:
+        return (p for own in self._parameters for p in own.values() if p is not None)
+
+    def __call__(self, layer: nn.Linear | Slice | Joined, x: Tensor, *, bias: bool = False) -> Tensor:
         """x [..., in_features] -> [..., out_features], with the layer's bias on request alone."""
         added = layer.bias if bias else None
         if self.reason or 2 * x.numel() * layer.out_features < LEAST_OPERATIONS or watched():
             return F.linear(x, layer.weight, added)
-        packed = self._packed.get(id(layer))
-        if packed is None:
-            # Unseen by what records the evaluation: it happens once.
-            with DisableTorchFunction():
-                rows = x.numel() // x.shape[-1]
-                packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
-            self._packed[id(layer)] = packed
+        rows = x.numel() // x.shape[-1]
+        packed = self.kept(
+            layer,
+            "packed",
+            lambda: torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().contiguous(), rows),
+        )
         return torch.ops.mkldnn._linear_pointwise(x, packed, added, "none", [], "")
 
-    def _all(self) -> Iterator[Tensor]:
-        return (p for own in self._parameters for p in own.values() if p is not None)
+    def kept(self, layer: nn.Module | Slice | Joined, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What ``make`` makes of the layer's weights: made once, and again after the model's weights were written."""
+        key = id(layer), name
+        found = self._packed.get(key)
+        if found is None:
+            # Unseen by what records the evaluation, and so are the modes, whose changes it would repeat: this happens once.
+            # Ordinary tensors, also where the first call is inside torch.inference_mode().
+            with DisableTorchFunction(), torch.inference_mode(False), torch.no_grad():
+                found = self._packed[key] = make()
+        return found
 
     def _written(self) -> tuple[tuple[int, int], ...]:
         # Weights that were made under inference mode count no versions; they cannot be trained either.
