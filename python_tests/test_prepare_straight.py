@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from collections.abc import Callable
 
@@ -10,11 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import pyflowcore as pfc
 from pyflowcore import models, ops
-from pyflowcore.prepare.straight import record, signature
+from pyflowcore.prepare.packing import MOST_LINES
+from pyflowcore.prepare.straight import record, signature, watched
 
 WEIGHT = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 
@@ -155,21 +159,14 @@ def test_no_weight_is_packed_while_steps_run(monkeypatch: pytest.MonkeyPatch) ->
     field = pfc.prepare(small())
     if field.net.packed.products.reason:
         pytest.skip(field.net.packed.products.reason)
-    packed: list[int] = []
 
-    class Count(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            packed.append(int("_reorder_linear_weight" in str(func)))
-            return func(*args, **(kwargs or {}))
+    def packed(seed: int) -> int:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            sampler(field, shape=field.model.shape, seeds=[seed], cond={"y": torch.tensor([1])})
+        return sum(event.count for event in seen.key_averages() if "_reorder_linear_weight" in event.key)
 
     sampler = pfc.Sampler(pfc.plan("euler", steps=5))
-    cond = {"y": torch.tensor([1])}
-    with Count():
-        sampler(field, shape=field.model.shape, seeds=[1], cond=cond)
-    first = sum(packed)
-    with Count():
-        sampler(field, shape=field.model.shape, seeds=[2], cond=cond)
-    assert first == sum(packed) == 2 * 4 + 1, packed
+    assert [packed(seed) for seed in (1, 2, 3)] == [2 * 4 + 1, 0, 0]
 
 
 def test_derivatives_and_transforms_do_not_meet_a_line() -> None:
@@ -183,3 +180,116 @@ def test_derivatives_and_transforms_do_not_meet_a_line() -> None:
         _, found = torch.func.jvp(lambda z: field(z, t, y=y), (x,), (tangent,))
         _, want = torch.func.jvp(lambda z: model(z, t, y=y), (x,), (tangent,))
     torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "view", [lambda x: x.T, lambda x: x.mT, lambda x: x.data, lambda x: x[1:, None], lambda x: x.real]
+)
+def test_attributes_that_are_tensors_are_recorded(view: Callable[[Tensor], Tensor]) -> None:
+    _, line = record(lambda x: view(x) * 2.0, [torch.ones(3, 3)])
+    x = torch.randn(3, 3)
+    assert line is not None and torch.equal(line(x), view(x) * 2.0)
+
+
+def test_recording_takes_no_more_memory_than_running() -> None:
+    seen: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def deep(x: Tensor) -> Tensor:
+        for _ in range(40):
+            x = x.sin()
+            alive.append(sum(ref() is not None for ref in seen))
+            seen.append(weakref.ref(x))
+        return x
+
+    record(deep, [torch.ones(5)])
+    assert max(alive) <= 2, alive
+
+
+WATCHERS = {
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "dispatch mode": FlopCounterMode,
+    "function mode": torch.overrides.BaseTorchFunctionMode,
+    "no torch function": torch._C.DisableTorchFunction,
+    "forward mode": torch.autograd.forward_ad.dual_level,
+    "fake tensors": FakeTensorMode,
+}
+
+
+@pytest.mark.parametrize("name", WATCHERS)
+def test_nothing_is_recorded_or_kept_where_something_watches(name: str) -> None:
+    model = small()
+    field = pfc.prepare(model)
+    packed = field.net.packed
+    x, t, y = torch.randn(2, 2, 4, 4), torch.rand(2), torch.tensor([0, 2])
+    assert not watched()
+    with torch.no_grad():
+        with WATCHERS[name]():
+            assert watched()
+            try:
+                packed.start(t.reshape(1, 2), {"y": y}, 2)(x, 0)
+            except Exception:  # what such a mode cannot do is its own affair
+                assert name == "fake tensors"
+        assert not packed._lines and not packed._kept and not packed.products._kept
+        torch.testing.assert_close(field(x, t, y=y), model(x, t, y=y), rtol=1e-4, atol=1e-5)
+        assert packed._lines and packed._kept
+
+
+def test_a_default_device_is_no_watcher() -> None:
+    with torch.device("cpu"):
+        assert not watched()
+
+
+def test_gradients_of_the_state_are_not_lost_to_a_recording() -> None:
+    field = pfc.prepare(small())
+    x, y = torch.randn(2, 2, 4, 4), torch.tensor([0, 2])
+    with torch.no_grad():
+        evaluate = field.trajectory(torch.linspace(0, 1, 3), {"y": y}, 2)
+        evaluate(x, 0)
+    with pytest.raises((ValueError, RuntimeError)):  # the operators in place refuse what is to be learnt
+        evaluate(x.clone().requires_grad_(), 1)
+
+
+def test_recordings_are_few_and_know_the_grad_mode() -> None:
+    field = pfc.prepare(small())
+    packed = field.net.packed
+    sampler = pfc.Sampler(pfc.plan("euler", steps=2))
+    for batch in range(1, MOST_LINES + 4):
+        sampler(
+            field,
+            shape=field.model.shape,
+            seeds=range(batch),
+            cond={"y": torch.zeros(batch, dtype=torch.int64)},
+        )
+        assert len(packed._lines) == min(batch, MOST_LINES)
+    with torch.inference_mode():
+        inside = sampler(field, shape=field.model.shape, seeds=[0], cond={"y": torch.tensor([0])})
+    outside = sampler(field, shape=field.model.shape, seeds=[0], cond={"y": torch.tensor([0])})
+    assert torch.equal(inside, outside) and not outside.is_inference()
+    assert {key[1] for key in packed._lines} == {True, False}
+
+
+def test_weights_written_while_another_thread_records() -> None:
+    """The recording of old weights is not found by later trajectories."""
+    model = small()
+    field = pfc.prepare(model)
+    x, t, y = torch.randn(2, 2, 4, 4), torch.rand(2), torch.tensor([0, 2])
+    original, began = F.scaled_dot_product_attention, []
+
+    def write(*args: Tensor, **kwargs: object) -> Tensor:
+        if not began:
+            began.append(True)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(1.5)
+            other = threading.Thread(target=lambda: field.trajectory(t[:1], {"y": y}, 2))
+            other.start()
+            other.join()
+        return original(*args, **kwargs)  # type: ignore[arg-type]
+
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "scaled_dot_product_attention", write)
+        field(x, t, y=y)
+    assert began
+    with torch.no_grad():
+        torch.testing.assert_close(field(x, t, y=y), model(x, t, y=y), rtol=1e-4, atol=1e-5)

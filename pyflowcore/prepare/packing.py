@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._C import DisableTorchFunction
 
 from .products import Products
 from .straight import record, signature, watched
@@ -62,7 +63,7 @@ class Packed(ABC, Generic[Model]):
         """Takes the weights that the model has now, where they are copies."""
         if all(p.dtype == self.dtype for p in self.source.parameters()):
             self.model = self.source
-            self._forget()
+            self._renew()
             return
         with torch.inference_mode(False), torch.no_grad():
             made = copy.deepcopy(self.source)
@@ -70,8 +71,12 @@ class Packed(ABC, Generic[Model]):
             for parameter in made.parameters():
                 parameter.data = parameter.data.to(self.dtype)
             self.model = made.requires_grad_(False)
-        self._forget()
+        self._renew()
         self._marks = self._written()
+
+    def _renew(self) -> None:
+        self.products = Products(self.model)
+        self._forget()
 
     def stale(self) -> bool:
         """Whether the model's weights were written since they were copied."""
@@ -83,10 +88,17 @@ class Packed(ABC, Generic[Model]):
     def start(self, times: Tensor, cond: dict[str, Any], n: int) -> Evaluate:
         """:meth:`begin`, with the weights that the model has now."""
         # A compiler sees the weights themselves in its products, and nothing that was made of them.
-        if not torch.compiler.is_compiling() and self.products.follow():
-            self._lines.clear()
-            self._kept.clear()
+        if not torch.compiler.is_compiling():
+            self.follow()
         return self.begin(times, cond, n)
+
+    def follow(self) -> None:
+        """Forgets what was made of weights that were written, moved or replaced since."""
+        changed = self.products.follow()
+        if changed == "rebuilt":
+            self.refresh()
+        elif changed:
+            self._forget()
 
     def straight(
         self, body: Callable[..., Tensor], inputs: Callable[[Tensor, int], Sequence[Tensor | None]]
@@ -97,39 +109,44 @@ class Packed(ABC, Generic[Model]):
             body: reads, besides its arguments, the model's weights and what is made of them alone.
             inputs: what else a row needs of the samples of x. For one shape of x always of the same signature.
         """
-        lines: dict[torch.Size, Callable[..., Tensor]] = {}
+        lines: dict[Any, Callable[..., Tensor]] = {}
+        # Of the weights as they are now: where they are written while this records, the others get another dict.
+        known = self._lines
 
         def evaluate(x: Tensor, row: int) -> Tensor:
             given = [x, *inputs(x, row)]
-            if watched():
+            if self.products.weights.unseen or watched(given):
                 return body(*given)
-            line = lines.get(x.shape)
+            own = x.shape, x.stride(), x.dtype
+            line = lines.get(own)
             if line is not None:
                 return line(*given)
             key = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), signature(given)
-            found = self._lines.get(key)
-            if found is None:
-                result, found = record(body, given)
-                while len(self._lines) >= MOST_LINES:
-                    self._lines.pop(next(iter(self._lines)), None)
-                self._lines[key] = lines[x.shape] = found or body
+            line = known.get(key)
+            if line is None:
+                result, line = record(body, given)
+                while len(known) >= MOST_LINES:
+                    known.pop(next(iter(known)), None)
+                known[key] = lines[own] = line or body
                 return result
-            lines[x.shape] = found
-            return found(*given)
+            lines[own] = line
+            return line(*given)
 
         return evaluate
 
-    def _forget(self) -> None:
-        """What was made of the weights."""
-        self.products = Products(self.model)
-        self._lines.clear()
-        self._kept.clear()
-
     def keep(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """A tensor that is made of the weights alone, once for all trajectories. To be made before the rows are recorded."""
-        if name not in self._kept:
-            self._kept[name] = make()
-        return self._kept[name]
+        if self.products.weights.unseen or watched():
+            return make()
+        store = self._kept
+        if name not in store:
+            with DisableTorchFunction():
+                store[name] = make()
+        return store[name]
+
+    def _forget(self) -> None:
+        """What was made of the weights; in other dicts, since trajectories on other threads may still fill these."""
+        self._lines, self._kept = {}, {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without recordings: they hold this model's tensors."""

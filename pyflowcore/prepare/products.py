@@ -7,7 +7,7 @@ were measured (docs/notes/prepared.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch._C import DisableTorchFunction
 from .joined import Joined
 from .slices import Slice
 from .straight import watched
+from .weights import Weights
 
 __all__ = ["Products", "why_not_packed"]
 
@@ -49,37 +50,34 @@ def why_not_packed(device: torch.device, dtype: torch.dtype) -> str:
 
 
 class Products:
-    """x W^T of linear layers. A layer's weights are packed at its first product, and again after they were written.
+    """x W^T of linear layers, whose weights are packed at their first product.
 
     Args:
-        model: whose layers they are; :meth:`follow` watches all its parameters.
+        model: whose layers they are.
 
     Attributes:
+        weights: the model's, under observation.
         reason: why the products are PyTorch's own; empty where the weights are packed.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        # Their dicts rather than they themselves, for a parameter may be replaced.
-        self._parameters = [module._parameters for module in model.modules() if module._parameters]
-        self._packed: dict[tuple[int, str], Tensor] = {}
-        self._marks: tuple[tuple[int, int], ...] = ()
-        self.reason = ""
-        self.follow()
+        self.weights = Weights(model)
+        self._kept: dict[tuple[int, str], tuple[Any, Tensor]] = {}
+        self.reason = self._why()
 
-    def follow(self) -> bool:
-        """Forgets the packed weights where the model's were written or moved since, and says whether. To be called as a
-        trajectory begins."""
-        marks = self._written()
-        if marks == self._marks:
-            return False
-        self._packed.clear()
-        self._marks = marks
-        first = next(self._all())
-        self.reason = why_not_packed(first.device, first.dtype)
-        return True
+    def follow(self) -> str:
+        """To be called as a trajectory begins: forgets what was made of the weights where they were written, moved or replaced
+        since, and says which (as ``Weights.changed``)."""
+        changed, reason = self.weights.changed(), self._why()
+        if changed or reason != self.reason:
+            # Another dict, since a trajectory on another thread may still fill this one.
+            self._kept, self.reason = {}, reason
+            return changed or "written"
+        return ""
 
-    def _all(self) -> Iterator[Tensor]:
-        return (p for own in self._parameters for p in own.values() if p is not None)
+    def _why(self) -> str:
+        first = self.weights.first()
+        return self.weights.unseen or why_not_packed(first.device, first.dtype)
 
     def __call__(self, layer: nn.Linear | Slice | Joined, x: Tensor, *, bias: bool = False) -> Tensor:
         """x [..., in_features] -> [..., out_features], with the layer's bias on request alone."""
@@ -96,19 +94,16 @@ class Products:
 
     def kept(self, layer: nn.Module | Slice | Joined, name: str, make: Callable[[], Tensor]) -> Tensor:
         """What ``make`` makes of the layer's weights: made once, and again after the model's weights were written."""
-        key = id(layer), name
-        found = self._packed.get(key)
-        if found is None:
+        if self.weights.unseen or watched():
+            return make()
+        store, key = self._kept, (id(layer), name)
+        if key not in store:
             # Unseen by what records the evaluation, and so are the modes, whose changes it would repeat: this happens once.
             # Ordinary tensors, also where the first call is inside torch.inference_mode().
             with DisableTorchFunction(), torch.inference_mode(False), torch.no_grad():
-                found = self._packed[key] = make()
-        return found
-
-    def _written(self) -> tuple[tuple[int, int], ...]:
-        # Weights that were made under inference mode count no versions; they cannot be trained either.
-        return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self._all())
+                store[key] = layer, make()  # with the layer, whose address is its name
+        return store[key][1]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is packed: its layout is this machine's."""
-        return self.__dict__ | {"_packed": {}}
+        return self.__dict__ | {"_kept": {}}
