@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._inductor import config as inductor
+from torch._dynamo.utils import counters
+from torch._inductor import list_mode_options
 
 from benchmarks.options import Options
 
@@ -41,14 +42,22 @@ def compiled(
         # Generated CPU code has the thread count written into it, so nothing is taken from a cache of another run.
         torch.compiler.config.force_disable_caches = True
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 1000)
+        # As options, not as a mode and a setting around the call: functions of one code are told apart by them alone, and else
+        # the first one's graph would serve.
+        settings = {**(list_mode_options(mode) if mode else {}), "freezing": frozen}
         compiled_function: Callable[..., object] = torch.compile(
-            function, fullgraph=True, dynamic=False, mode=mode
+            function, fullgraph=True, dynamic=False, options=settings
         )
+        graphs = counters["stats"]["unique_graphs"]
         try:
-            with warnings.catch_warnings(), inductor.patch(freezing=frozen):
+            with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*force_disable_caches")
                 compiled_function(*arguments)
             _compiled[key] = compiled_function
+            if counters["stats"]["unique_graphs"] == graphs:
+                _compiled[key] = (
+                    "torch.compile took the graph of another function: nothing of its own to time"
+                )
         except Exception as error:  # whatever stops the compiler is the reason that is shown
             _compiled[key] = f"torch.compile failed: {_first_line(error)}"
     return _compiled[key]

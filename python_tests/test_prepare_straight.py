@@ -208,7 +208,7 @@ def test_recording_takes_no_more_memory_than_running() -> None:
 
 WATCHERS = {
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "dispatch mode": FlopCounterMode,
+    "dispatch mode": lambda: FlopCounterMode(display=False),
     "function mode": torch.overrides.BaseTorchFunctionMode,
     "no torch function": torch._C.DisableTorchFunction,
     "forward mode": torch.autograd.forward_ad.dual_level,
@@ -229,7 +229,7 @@ def test_nothing_is_recorded_or_kept_where_something_watches(name: str) -> None:
             try:
                 packed.start(t.reshape(1, 2), {"y": y}, 2)(x, 0)
             except Exception:  # what such a mode cannot do is its own affair
-                assert name == "fake tensors"
+                assert name in ("fake tensors", "autocast")
         assert not packed._lines and not packed._kept and not packed.products._kept
         torch.testing.assert_close(field(x, t, y=y), model(x, t, y=y), rtol=1e-4, atol=1e-5)
         assert packed._lines and packed._kept
