@@ -104,6 +104,7 @@ MODULES = (
     "randn",
     "interpolate",
     "tokens",
+    "block",
     "dispatch",
     "sampler_vs_diffusers",
     "engine",
