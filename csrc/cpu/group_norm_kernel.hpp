@@ -2,8 +2,10 @@
 // chunks, in three rounds. Both give the same bits.
 #pragma once
 
+#include "../core/gelu.hpp"
 #include "../core/group_norm.hpp"
 #include "activation.hpp"
+#include "two.hpp"
 
 namespace pfc::cpu {
 namespace {
@@ -50,14 +52,16 @@ inline NormSums norm_chunk(const void* x, int64_t begin, int64_t end, double piv
   return {lane[0][0], lane[1][0]};
 }
 
-template <class S>
+template <class S, DType kType>
 PFC_INLINE Native<S> silu_of(const Native<S>& z) {
   if constexpr (sizeof(S) == 8) {
     Native<S> value{};
     for (int i = 0; i < Wide<S>::kLanes; ++i) value[i] = exact_answer(Activation::kSiLU, 0.0, z[i]).value;
     return value;
+  } else if constexpr (kType != DType::kFloat32) {
+    return activation::silu_half<Math>(z);
   } else if constexpr (kFused) {
-    return activation::silu<Math, false>(z).value;
+    return activation::silu32<Math>(z);
   } else {
     return by_halves([](auto w) { return activation::Wide<Math, false>::silu(w); }, z).value;
   }
@@ -65,20 +69,16 @@ PFC_INLINE Native<S> silu_of(const Native<S>& z) {
 
 template <class S, DType kType, bool kSiLU>
 PFC_INLINE void norm_write(const GroupNormArgs& args, const ChannelAffine<S>& c, int64_t begin, int64_t end) {
-  using V = Native<S>;
-  constexpr int kLanes = Wide<S>::kLanes;
-  const auto value = [&](const V& x) __attribute__((always_inline)) {
-    const V z = (x - c.centre) * c.factor + c.offset;
-    return kSiLU ? silu_of<S>(z) : z;
+  const auto value = [&](const Two<S>& x) __attribute__((always_inline)) {
+    return both<S>([&](int u) __attribute__((always_inline)) {
+      const Native<S> z = (x.part[u] - c.centre) * c.factor + c.offset;
+      return kSiLU ? silu_of<S, kType>(z) : z;
+    });
   };
   int64_t i = begin;
-  for (; i + kLanes <= end; i += kLanes)
-    store_native<S>(args.out, kType, i, value(load_native<S>(args.x, kType, i)), args.streaming);
-  if (i == end) return;
-  V rest{};
-  for (int l = 0; i + l < end; ++l) rest[l] = load_one<S>(args.x, kType, i + l);
-  rest = value(rest);
-  for (int l = 0; i + l < end; ++l) store_one<S>(args.out, kType, i + l, rest[l]);
+  for (; i + kTwo<S> <= end; i += kTwo<S>)
+    store_two<S, kType>(args.out, i, value(load_two<S, kType>(args.x, i)), args.streaming);
+  if (i < end) store_some<S, kType>(args.out, i, value(load_some<S, kType>(args.x, i, end - i)), end - i);
 }
 
 // Elements begin .. end of a group.
