@@ -105,6 +105,7 @@ MODULES = (
     "interpolate",
     "tokens",
     "block",
+    "block_in_place",
     "dispatch",
     "sampler_vs_diffusers",
     "engine",

@@ -256,6 +256,12 @@ inline void norm_group(const NormArgs& given, const NormShared<S>& given_shared,
   }
   over_row<S>(width, [&](int64_t i, auto count) __attribute__((always_inline)) {
     const RowMemory<S, kDType, decltype(count)> memory{args, shared, first, i, count};
+    // The rows that come next, which nothing asks for while these are worked on.
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t next = (first + (kRows + r) * width + i) * kBytes<kDType>;
+      fetch_ahead<kTwo<S> * kBytes<kDType>>(args.x, next);
+      if constexpr (kResidual) fetch_ahead<kTwo<S> * kBytes<kDType>>(args.y, next);
+    }
     RowTwos<S, kRows> x;
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) x.row[r] = again(r, i, count);

@@ -17,9 +17,10 @@ PFC_INLINE Native<S> gate_function(const Native<S>& z) {
                                      : kKind == Gated::kGELUTanh ? Activation::kGELUTanh
                                                                  : Activation::kSiLU;
   if constexpr (kDType == DType::kBFloat16 || kDType == DType::kFloat16) {
-    if constexpr (kKind == Gated::kGELU) return activation::gelu_half<Math>(z);
-    if constexpr (kKind == Gated::kGELUTanh) return activation::gelu_tanh_half<Math>(z);
-    return activation::silu_half<Math>(z);
+    constexpr int kDigits = kDType == DType::kBFloat16 ? 8 : 11;
+    if constexpr (kKind == Gated::kGELU) return activation::gelu_half<Math, kDigits>(z);
+    if constexpr (kKind == Gated::kGELUTanh) return activation::gelu_tanh_half<Math, kDigits>(z);
+    return activation::silu_half<Math, kDigits>(z);
   } else if constexpr (sizeof(S) == 4 && kFused) {
     if constexpr (kKind == Gated::kGELU) return activation::gelu32<Math>(z);
     if constexpr (kKind == Gated::kGELUTanh) return activation::gelu_tanh32<Math>(z);

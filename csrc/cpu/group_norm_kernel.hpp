@@ -59,7 +59,7 @@ PFC_INLINE Native<S> silu_of(const Native<S>& z) {
     for (int i = 0; i < Wide<S>::kLanes; ++i) value[i] = exact_answer(Activation::kSiLU, 0.0, z[i]).value;
     return value;
   } else if constexpr (kType != DType::kFloat32) {
-    return activation::silu_half<Math>(z);
+    return activation::silu_half<Math, kType == DType::kBFloat16 ? 8 : 11>(z);
   } else if constexpr (kFused) {
     return activation::silu32<Math>(z);
   } else {
@@ -67,8 +67,10 @@ PFC_INLINE Native<S> silu_of(const Native<S>& z) {
   }
 }
 
+// `ahead`: how many elements further on the elements lie that will be read next; they are fetched meanwhile.
 template <class S, DType kType, bool kSiLU>
-PFC_INLINE void norm_write(const GroupNormArgs& args, const ChannelAffine<S>& c, int64_t begin, int64_t end) {
+PFC_INLINE void norm_write(const GroupNormArgs& args, const ChannelAffine<S>& c, int64_t begin, int64_t end,
+                           int64_t ahead) {
   const auto value = [&](const Two<S>& x) __attribute__((always_inline)) {
     return both<S>([&](int u) __attribute__((always_inline)) {
       const Native<S> z = (x.part[u] - c.centre) * c.factor + c.offset;
@@ -76,14 +78,17 @@ PFC_INLINE void norm_write(const GroupNormArgs& args, const ChannelAffine<S>& c,
     });
   };
   int64_t i = begin;
-  for (; i + kTwo<S> <= end; i += kTwo<S>)
+  for (; i + kTwo<S> <= end; i += kTwo<S>) {
+    fetch_ahead<kTwo<S> * kBytes<kType>>(args.x, (i + ahead) * kBytes<kType>);
     store_two<S, kType>(args.out, i, value(load_two<S, kType>(args.x, i)), args.streaming);
+  }
   if (i < end) store_some<S, kType>(args.out, i, value(load_some<S, kType>(args.x, i, end - i)), end - i);
 }
 
 // Elements begin .. end of a group.
 template <class S, DType kType>
-inline void norm_part(const GroupNormArgs& args, int64_t group, const Moments& moments, int64_t begin, int64_t end) {
+inline void norm_part(const GroupNormArgs& args, int64_t group, const Moments& moments, int64_t begin, int64_t end,
+                      int64_t ahead) {
   const int64_t first_channel = group * (args.channels / args.groups);  // of the batch's channels, all in a row
   const auto number = [](const void* base, DType dtype, int64_t at, double otherwise) {
     return base ? load_one<double>(base, dtype, at) : otherwise;
@@ -96,9 +101,9 @@ inline void norm_part(const GroupNormArgs& args, int64_t group, const Moments& m
         number(args.scale, args.scale_dtype, row, 0.0), number(args.shift, args.scale_dtype, row, 0.0));
     const int64_t until = stop < end ? stop : end, base = first_channel * args.spatial;
     if (args.silu)
-      norm_write<S, kType, true>(args, affine, base + i, base + until);
+      norm_write<S, kType, true>(args, affine, base + i, base + until, ahead);
     else
-      norm_write<S, kType, false>(args, affine, base + i, base + until);
+      norm_write<S, kType, false>(args, affine, base + i, base + until, ahead);
     i = until;
   }
 }
@@ -141,7 +146,7 @@ inline void group_norm(const GroupNormArgs& given, int64_t begin, int64_t end) {
         total = {total.sum + sums.sum, total.squares + sums.squares};
       }
       const Moments moments = moments_of(pivot, total.sum, total.squares, size, args.eps);
-      norm_part<decltype(s), kType>(args, group, moments, 0, size);
+      norm_part<decltype(s), kType>(args, group, moments, 0, size, size);
     }
   });
   if (args.streaming) finish_streaming();
@@ -185,7 +190,7 @@ inline void group_norm_apply(const GroupNormArgs& given, int64_t begin, int64_t 
       const int64_t group = at / args.chunks(), first = at % args.chunks() * kNormChunk;
       const int64_t last = first + kNormChunk < args.group_size() ? first + kNormChunk : args.group_size();
       const Moments moments{args.moments[2 * group], args.moments[2 * group + 1]};
-      norm_part<decltype(s), decltype(type)::value>(args, group, moments, first, last);
+      norm_part<decltype(s), decltype(type)::value>(args, group, moments, first, last, 0);
     }
   });
   if (args.streaming) finish_streaming();

@@ -51,15 +51,6 @@ PFC_INLINE Two<S> load_two(const void* base, int64_t i) {
   }
 }
 
-// A bfloat16's bits in the upper half of each float, where they are rounded to; the lower half is not cleared.
-template <class S>
-PFC_INLINE typename Wide<S>::Bits rounded_to_bfloat16(const typename Wide<S>::Native& value) {
-  using Bits = typename Wide<S>::Bits;
-  const Bits bits = (Bits)value;
-  const Bits odd = (bits >> 16) & 1u;
-  return value != value ? bits | 0x00400000u : bits + odd + 0x7fffu;
-}
-
 // What memory of kDType keeps of them.
 template <class S, DType kDType>
 PFC_INLINE Two<S> as_stored(const Two<S>& value) {
@@ -102,6 +93,13 @@ PFC_INLINE void store_some(void* base, int64_t i, const Two<S>& value, int64_t c
   alignas(64) char part[kTwo<S> * kBytes<kDType>];
   store_two<S, kDType>(part, 0, value, false);
   __builtin_memcpy(static_cast<char*>(base) + i * kBytes<kDType>, part, count * kBytes<kDType>);
+}
+
+// Has the second-level cache read kCount bytes of what will soon be needed; whether they exist does not matter.
+template <int kCount>
+PFC_INLINE void fetch_ahead(const void* base, int64_t at) {
+  for (int line = 0; line < kCount; line += 64)
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(base) + at + line), 0, 2);
 }
 
 // Both vectors as they are, in memory of S.
