@@ -60,7 +60,8 @@ PFC_HD V scaled(V v, const WholeNumber<V>& whole) {
     return M::scaled(v, whole.n);
   } else {
     using I = typename BitsOf<V>::type;
-    const I n = exact::bit_cast<I>(whole.shifted) - 0x4b400000;  // kShift32's bits, which device code cannot take from it
+    const I n =
+        exact::bit_cast<I>(whole.shifted) - 0x4b400000;  // kShift32's bits, which device code cannot take from it
     const I half = n >> 1;
     return (v * power_of_two<V>(n - half)) * power_of_two<V>(half);
   }

@@ -213,6 +213,10 @@ inline void norm_group(const NormArgs& given, const NormShared<S>& given_shared,
     if constexpr (kDirect) return load_counted<S, kDType>(args.x, first + r * width + i, count);
     return get_two<S>(scratch + r * padded + i);
   };
+  // The rows that come next, which nothing asks for while these are worked on.
+  const auto fetch_next = [&](const void* base, int r, int64_t i) __attribute__((always_inline)) {
+    fetch_ahead<kTwo<S> * kBytes<kDType>>(base, (first + (kRows + r) * width + i) * kBytes<kDType>);
+  };
   alignas(64) S lane[kRows][2][kNormLanes];
   RowNorm<S> norm[kRows];
   if (args.rms) {
@@ -230,8 +234,7 @@ inline void norm_group(const NormArgs& given, const NormShared<S>& given_shared,
     for (int r = 0; r < kRows; ++r)
       row_lanes<S, kDType, 1>(
           width,
-          [&](int64_t i, auto count, Two<S>* value)
-              __attribute__((always_inline)) { value[0] = take(r, i, count); },
+          [&](int64_t i, auto count, Two<S>* value) __attribute__((always_inline)) { value[0] = take(r, i, count); },
           lane[r]);
     S center[kRows];
 #pragma GCC unroll 4
@@ -240,6 +243,7 @@ inline void norm_group(const NormArgs& given, const NormShared<S>& given_shared,
       row_lanes<S, kDType, 2>(
           width,
           [&](int64_t i, auto count, Two<S>* value) __attribute__((always_inline)) {
+            fetch_next(args.x, r, i);
             value[0] = again(r, i, count) - center[r];
             value[1] = value[0] * value[0];
           },
@@ -256,11 +260,9 @@ inline void norm_group(const NormArgs& given, const NormShared<S>& given_shared,
   }
   over_row<S>(width, [&](int64_t i, auto count) __attribute__((always_inline)) {
     const RowMemory<S, kDType, decltype(count)> memory{args, shared, first, i, count};
-    // The rows that come next, which nothing asks for while these are worked on.
     for (int r = 0; r < kRows; ++r) {
-      const int64_t next = (first + (kRows + r) * width + i) * kBytes<kDType>;
-      fetch_ahead<kTwo<S> * kBytes<kDType>>(args.x, next);
-      if constexpr (kResidual) fetch_ahead<kTwo<S> * kBytes<kDType>>(args.y, next);
+      if constexpr (kResidual) fetch_next(args.y, r, i);
+      if (args.rms) fetch_next(args.x, r, i);
     }
     RowTwos<S, kRows> x;
 #pragma GCC unroll 4

@@ -173,8 +173,7 @@ inline void qk_norm_rope_range(const QkArgs& given, int64_t begin, int64_t end) 
     for (int row = 0; row < kRows; ++row) {
       const int from = row * shape.length;
       S* const to_row = h + row * padded;
-      for (int j = 0; j < full; ++j)
-        store_bytes(to_row + j * kLanes, load(first, bias, from + j * kLanes), false);
+      for (int j = 0; j < full; ++j) store_bytes(to_row + j * kLanes, load(first, bias, from + j * kLanes), false);
       if (rest == 0) continue;
       if (full > 0) {
         const V last = (V)__builtin_shuffle(load(first, bias, from + shape.length - kLanes), shape.gather);
@@ -287,8 +286,7 @@ inline void qk_norm_rope_typed(const QkArgs& args, int64_t begin, int64_t end) {
   constexpr int kLanes = Wide<S>::kLanes, kCommon = 64 / kLanes;  // rows of 64 elements
   if constexpr (sizeof(S) == 4 && kCommon * kLanes % kHeadLanes == 0) {
     if (rows == 1 && row == 64) return qk_norm_rope_range<S, kType, 1, kCommon>(args, begin, end);
-    if (rows == 1 && row == 128)
-      return qk_norm_rope_range<S, kType, 1, 2 * kCommon>(args, begin, end);
+    if (rows == 1 && row == 128) return qk_norm_rope_range<S, kType, 1, 2 * kCommon>(args, begin, end);
     if (rows == 2 && args.head == 128) return qk_norm_rope_range<S, kType, 2, kCommon>(args, begin, end);
   }
   return rows == 2 ? qk_norm_rope_range<S, kType, 2, 0>(args, begin, end)

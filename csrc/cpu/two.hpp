@@ -78,7 +78,9 @@ PFC_INLINE void store_two(void* base, int64_t i, const Two<S>& value, bool strea
 }
 
 template <DType kDType>
-inline constexpr int kBytes = kDType == DType::kFloat64 ? 8 : kDType == DType::kFloat32 ? 4 : 2;
+inline constexpr int kBytes = kDType == DType::kFloat64   ? 8
+                              : kDType == DType::kFloat32 ? 4
+                                                          : 2;
 
 // The first `count` of kTwo elements, the others 0.
 template <class S, DType kDType>
