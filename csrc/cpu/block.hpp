@@ -19,9 +19,14 @@ inline int64_t norm_rows_together(int64_t width) { return width <= 8192 ? kNormR
 // A row in the scratch: whole vectors of every instruction set.
 inline int64_t norm_padded(int64_t width) { return (width + 31) / 32 * 32; }
 
+// Tensors often begin at the same place of a page as each other, and their rows too: what is in the scratch is kept half a page from
+// there. A load that has its last 12 bits of address in common with a store just before it waits for that one.
+inline constexpr int64_t kScratchShift = 2112;  // bytes, whole cache lines
+
 // Rows between two passes, and the six that the rows of a sample share, in the type that is computed in.
 inline int64_t norm_scratch_bytes(const NormArgs& args) {
-  return (norm_rows_together(args.width) + 6) * norm_padded(args.width) * (args.dtype == DType::kFloat64 ? 8 : 4);
+  return (norm_rows_together(args.width) + 6) * norm_padded(args.width) * (args.dtype == DType::kFloat64 ? 8 : 4) +
+         kScratchShift;
 }
 
 }  // namespace pfc::cpu

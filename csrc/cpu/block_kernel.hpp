@@ -316,7 +316,7 @@ inline void norm_rows(const NormArgs& args, S* scratch, int64_t begin, int64_t e
 
 template <class S, DType kDType>
 inline void norm_of(const NormArgs& args, void* scratch, int64_t begin, int64_t end) {
-  S* const row = static_cast<S*>(scratch);
+  S* const row = reinterpret_cast<S*>(static_cast<char*>(scratch) + kScratchShift);
   args.y ? norm_rows<S, kDType, true>(args, row, begin, end) : norm_rows<S, kDType, false>(args, row, begin, end);
 }
 
