@@ -14,7 +14,7 @@ struct BlockKernels {
 };
 
 // Rows that go through the passes together, if they are not so long that they would leave the caches between two.
-inline constexpr int kNormRows = 4;
+inline constexpr int kNormRows = 2;
 inline int64_t norm_rows_together(int64_t width) { return width <= 8192 ? kNormRows : 1; }
 // A row in the scratch: whole vectors of every instruction set.
 inline int64_t norm_padded(int64_t width) { return (width + 31) / 32 * 32; }

@@ -1,7 +1,7 @@
 // Norms with modulation and gated residuals on the CPU: how rows walk memory. The arithmetic is core/block.hpp.
 //
 // A row is read from memory once. Where it does not lie there as it is computed with (half precision, or the sum of a
-// residual), it stays in `scratch` for the passes that follow, which is to say in the first-level cache. Up to kNormRows rows of a
+// residual), it stays in `scratch` for the passes that follow, which is to say in the first-level cache. kNormRows rows of a
 // sample go through each pass together: the sums of one need not wait for those of another, and what a sample shares
 // is loaded once for all of them.
 #pragma once
