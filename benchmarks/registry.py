@@ -105,12 +105,12 @@ MODULES = (
     "interpolate",
     "tokens",
     "block",
-    "block_in_place",
     "dispatch",
     "sampler_vs_diffusers",
     "engine",
     "solve",
     "log_prob",
+    "block_in_place",
 )
 
 
