@@ -69,7 +69,7 @@ def _trained(problem: _Problem, device: str) -> models.ActionExpert:
 
 def _operations(problem: _Problem) -> int:
     """Of the observations once and the steps; the modulations' products, which eager code makes anew in each, are in it."""
-    with torch.device("meta"):
+    with torch.device("meta"), torch.no_grad():
         model = problem.model()
         x, t = torch.empty(problem.batch, *model.shape), torch.empty(problem.batch)
         obs = torch.empty(problem.batch, TOKENS, problem.width)

@@ -113,8 +113,12 @@ MODULES = (
     "engine",
     "solve",
     "log_prob",
+<<<<<<< HEAD
     "backbones",
     "policy",
+=======
+    "block_in_place",
+>>>>>>> opsx
 )
 
 

@@ -249,6 +249,78 @@ def test_gelu_in_float32(isa, approximate):
     assert torch.equal(at_ends[[0, 1, 3, 4, 5, 6]], torch.tensor([float("inf"), 0.0, 0.0, 0.0, 0.0, 3e38]))
 
 
+def half_patterns(dtype):
+    """Every number of a half type."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    return every.view(dtype)
+
+
+@pytest.mark.parametrize("isa", _library.cpu_isas())
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("name", GATED)
+def test_activations_of_every_half(isa, dtype, name):
+    """Nothing but the rounding: 0.53 ulp of the result, for every number there is."""
+    x = half_patterns(dtype)
+    rows = torch.stack([x, torch.ones_like(x)], -1) if name == "swiglu" else x
+    before = _library.cpu_isa()
+    pfc_select(isa)
+    try:
+        found = GATED[name][0](rows, None).flatten()
+    finally:
+        pfc_select(before)
+    assert torch.equal(found.isnan(), x.isnan())
+    limits = x.isinf()
+    assert torch.equal(found[limits], torch.where(x[limits] > 0, x[limits], torch.zeros_like(x[limits])))
+    finite = x.isfinite()
+    exact = GATED[name][1](float64(rows[finite]), None).flatten()
+    info = torch.finfo(dtype)
+    size = np.maximum(np.abs(exact), info.smallest_normal)
+    ulp = 2.0 ** np.floor(np.log2(size)) * info.eps
+    assert (np.abs(float64(found[finite]) - exact) / ulp).max() <= 0.53
+
+
+@pytest.mark.parametrize("isa", _library.cpu_isas())
+def test_swiglu_in_float32(isa):
+    """The SiLU in it, over a sample of all float32: 3 ulp, where it is negative as well."""
+    bits = np.arange(0, 2**32, 40_009, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    x = np.concatenate([bits[np.isfinite(bits)], np.linspace(-120, 30, 100_003, dtype=np.float32)])
+    rows = torch.from_numpy(np.stack([x, np.ones_like(x)], -1))
+    ends = torch.tensor(
+        [[float("inf"), 1.0], [-float("inf"), 1.0], [float("nan"), 1.0], [-1e30, 1.0], [3e38, 1.0]]
+    )
+    before = _library.cpu_isa()
+    pfc_select(isa)
+    try:
+        found, at_ends = block.swiglu(rows)[:, 0], block.swiglu(ends)[:, 0]
+    finally:
+        pfc_select(before)
+    exact = reference.swiglu(float64(rows), None)[:, 0]
+    ulp = np.spacing(np.abs(exact).astype(np.float32)).astype(np.float64)
+    assert (np.abs(float64(found) - exact) / ulp).max() <= 3.0
+    assert bool(at_ends[2].isnan())
+    assert torch.equal(at_ends[[0, 1, 3, 4]], torch.tensor([float("inf"), 0.0, 0.0, 3e38]))
+
+
+@pytest.mark.parametrize("isa", _library.cpu_isas())
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_half_precision_is_rounded_once_and_to_even(isa, dtype):
+    """Every number of the type, and sums that are ties, subnormal or too large, against torch's own casts."""
+    x = half_patterns(dtype).view(64, 1024)
+    y, gate = (
+        x[:, torch.randperm(1024, generator=torch.Generator().manual_seed(0))],
+        values(64, 1024, dtype=dtype),
+    )
+    wanted = (x.float() + gate.float() * y.float()).to(dtype)
+    before = _library.cpu_isa()
+    pfc_select(isa)
+    try:
+        for width in (1024, 1000, 37):
+            found = block.gate_residual(*(t[:, :width].contiguous() for t in (x, y, gate)))
+            torch.testing.assert_close(found, wanted[:, :width], rtol=0, atol=0, equal_nan=True)
+    finally:
+        pfc_select(before)
+
+
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_gelu_in_place(approximate):
     for dtype in DTYPES:

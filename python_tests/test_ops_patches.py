@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from pyflowcore import ops
+from pyflowcore import _library, ops
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # (B, C, rows, columns), patch
 SIZES = [
     ((2, 4, 3, 5), 2), ((1, 3, 2, 2), 4), ((2, 1, 3, 1), 1), ((1, 5, 2, 3), (3, 2)), ((2, 3, 1, 7), (1, 5)),
     ((0, 4, 2, 2), 2), ((2, 0, 2, 2), 2), ((1, 16, 33, 17), 2),
+    # Whole vectors of eight, four, two lines and one, and what is left of them.
+    ((2, 4, 3, 16), 2), ((1, 3, 2, 35), 2), ((1, 1, 2, 40), (3, 2)), ((1, 2, 2, 17), 4), ((1, 12, 2, 16), (1, 2)),
 ]  # fmt: skip
 ORDERS = ("channels_first", "channels_last")
 
@@ -49,6 +51,26 @@ def test_every_size_and_cast(size, patch, order):
             back = ops.unpatchify(tokens, size[2:], patch, order=order, dtype=dtype)
             assert back.shape == x.shape
             assert torch.equal(back, x.to(to or dtype).to(dtype))
+
+
+@pytest.mark.parametrize("isa", _library.cpu_isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(4, 4, 128, 128), (2, 9, 3, 33), (5, 16, 64, 64)], ids=str)
+def test_every_instruction_set_and_large_footprints(isa, dtype, size):
+    """The first and the last are beyond the size from which outputs bypass the caches, in float32 at least."""
+    batch, channels, rows, columns = size
+    x = images(size, 2, dtype)
+    grid = x.reshape(batch, channels, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5)
+    before = _library.cpu_isa()
+    assert before is not None
+    try:
+        _library.select_cpu_isa(isa)
+        tokens = ops.patchify(x, 2)
+        back = ops.unpatchify(tokens, (rows, columns), 2)
+    finally:
+        _library.select_cpu_isa(before)
+    assert torch.equal(tokens, grid.reshape(batch, rows * columns, 4 * channels))
+    assert torch.equal(back, x)
 
 
 def test_tokens_meet_the_weights_of_a_convolution():

@@ -14,6 +14,7 @@ struct PatchArgs {
   DType from_dtype = DType::kFloat32, to_dtype = DType::kFloat32;
   const void* from = nullptr;
   void* to = nullptr;
+  bool streaming = false;  // the CPU's outputs bypass the cache
 
   PFC_HD int64_t token() const { return channels * high * wide; }
 };

@@ -29,10 +29,26 @@ struct Math {
     return a * b + c;
   }
 
-  // 14 bits.
+  // core/gelu.hpp. 14 bits of the reciprocal.
 #if defined(__AVX512F__)
   static PFC_INLINE Native<float> reciprocal_estimate(Native<float> d) {
     return (Native<float>)_mm512_rcp14_ps((__m512)d);
+  }
+  static PFC_INLINE Native<float> scaled(Native<float> v, Native<float> n) {
+    return (Native<float>)_mm512_scalef_ps((__m512)v, (__m512)n);
+  }
+  static PFC_INLINE Native<float> larger(Native<float> a, Native<float> b) {
+    return (Native<float>)_mm512_max_ps((__m512)a, (__m512)b);
+  }
+  static PFC_INLINE Native<float> smaller(Native<float> a, Native<float> b) {
+    return (Native<float>)_mm512_min_ps((__m512)a, (__m512)b);
+  }
+#elif defined(__AVX2__)
+  static PFC_INLINE Native<float> larger(Native<float> a, Native<float> b) {
+    return (Native<float>)_mm256_max_ps((__m256)a, (__m256)b);
+  }
+  static PFC_INLINE Native<float> smaller(Native<float> a, Native<float> b) {
+    return (Native<float>)_mm256_min_ps((__m256)a, (__m256)b);
   }
 #endif
 };

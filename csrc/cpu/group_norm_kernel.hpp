@@ -2,8 +2,10 @@
 // chunks, in three rounds. Both give the same bits.
 #pragma once
 
+#include "../core/gelu.hpp"
 #include "../core/group_norm.hpp"
 #include "activation.hpp"
+#include "two.hpp"
 
 namespace pfc::cpu {
 namespace {
@@ -50,40 +52,43 @@ inline NormSums norm_chunk(const void* x, int64_t begin, int64_t end, double piv
   return {lane[0][0], lane[1][0]};
 }
 
-template <class S>
+template <class S, DType kType>
 PFC_INLINE Native<S> silu_of(const Native<S>& z) {
   if constexpr (sizeof(S) == 8) {
     Native<S> value{};
     for (int i = 0; i < Wide<S>::kLanes; ++i) value[i] = exact_answer(Activation::kSiLU, 0.0, z[i]).value;
     return value;
+  } else if constexpr (kType != DType::kFloat32) {
+    return activation::silu_half<Math, kType == DType::kBFloat16 ? 8 : 11>(z);
   } else if constexpr (kFused) {
-    return activation::silu<Math, false>(z).value;
+    return activation::silu32<Math>(z);
   } else {
     return by_halves([](auto w) { return activation::Wide<Math, false>::silu(w); }, z).value;
   }
 }
 
+// `ahead`: how many elements further on the elements lie that will be read next; they are fetched meanwhile.
 template <class S, DType kType, bool kSiLU>
-PFC_INLINE void norm_write(const GroupNormArgs& args, const ChannelAffine<S>& c, int64_t begin, int64_t end) {
-  using V = Native<S>;
-  constexpr int kLanes = Wide<S>::kLanes;
-  const auto value = [&](const V& x) __attribute__((always_inline)) {
-    const V z = (x - c.centre) * c.factor + c.offset;
-    return kSiLU ? silu_of<S>(z) : z;
+PFC_INLINE void norm_write(const GroupNormArgs& args, const ChannelAffine<S>& c, int64_t begin, int64_t end,
+                           int64_t ahead) {
+  const auto value = [&](const Two<S>& x) __attribute__((always_inline)) {
+    return both<S>([&](int u) __attribute__((always_inline)) {
+      const Native<S> z = (x.part[u] - c.centre) * c.factor + c.offset;
+      return kSiLU ? silu_of<S, kType>(z) : z;
+    });
   };
   int64_t i = begin;
-  for (; i + kLanes <= end; i += kLanes)
-    store_native<S>(args.out, kType, i, value(load_native<S>(args.x, kType, i)), args.streaming);
-  if (i == end) return;
-  V rest{};
-  for (int l = 0; i + l < end; ++l) rest[l] = load_one<S>(args.x, kType, i + l);
-  rest = value(rest);
-  for (int l = 0; i + l < end; ++l) store_one<S>(args.out, kType, i + l, rest[l]);
+  for (; i + kTwo<S> <= end; i += kTwo<S>) {
+    fetch_ahead<kTwo<S> * kBytes<kType>>(args.x, (i + ahead) * kBytes<kType>);
+    store_two<S, kType>(args.out, i, value(load_two<S, kType>(args.x, i)), args.streaming);
+  }
+  if (i < end) store_some<S, kType>(args.out, i, value(load_some<S, kType>(args.x, i, end - i)), end - i);
 }
 
 // Elements begin .. end of a group.
 template <class S, DType kType>
-inline void norm_part(const GroupNormArgs& args, int64_t group, const Moments& moments, int64_t begin, int64_t end) {
+inline void norm_part(const GroupNormArgs& args, int64_t group, const Moments& moments, int64_t begin, int64_t end,
+                      int64_t ahead) {
   const int64_t first_channel = group * (args.channels / args.groups);  // of the batch's channels, all in a row
   const auto number = [](const void* base, DType dtype, int64_t at, double otherwise) {
     return base ? load_one<double>(base, dtype, at) : otherwise;
@@ -96,9 +101,9 @@ inline void norm_part(const GroupNormArgs& args, int64_t group, const Moments& m
         number(args.scale, args.scale_dtype, row, 0.0), number(args.shift, args.scale_dtype, row, 0.0));
     const int64_t until = stop < end ? stop : end, base = first_channel * args.spatial;
     if (args.silu)
-      norm_write<S, kType, true>(args, affine, base + i, base + until);
+      norm_write<S, kType, true>(args, affine, base + i, base + until, ahead);
     else
-      norm_write<S, kType, false>(args, affine, base + i, base + until);
+      norm_write<S, kType, false>(args, affine, base + i, base + until, ahead);
     i = until;
   }
 }
@@ -141,7 +146,7 @@ inline void group_norm(const GroupNormArgs& given, int64_t begin, int64_t end) {
         total = {total.sum + sums.sum, total.squares + sums.squares};
       }
       const Moments moments = moments_of(pivot, total.sum, total.squares, size, args.eps);
-      norm_part<decltype(s), kType>(args, group, moments, 0, size);
+      norm_part<decltype(s), kType>(args, group, moments, 0, size, size);
     }
   });
   if (args.streaming) finish_streaming();
@@ -185,7 +190,7 @@ inline void group_norm_apply(const GroupNormArgs& given, int64_t begin, int64_t 
       const int64_t group = at / args.chunks(), first = at % args.chunks() * kNormChunk;
       const int64_t last = first + kNormChunk < args.group_size() ? first + kNormChunk : args.group_size();
       const Moments moments{args.moments[2 * group], args.moments[2 * group + 1]};
-      norm_part<decltype(s), decltype(type)::value>(args, group, moments, first, last);
+      norm_part<decltype(s), decltype(type)::value>(args, group, moments, first, last, 0);
     }
   });
   if (args.streaming) finish_streaming();

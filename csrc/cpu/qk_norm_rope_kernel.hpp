@@ -131,14 +131,16 @@ PFC_INLINE HeadVector<S> swap_neighbours(const HeadVector<S>& v) {
   return (HeadVector<S>)__builtin_shuffle(v, order);
 }
 
-template <class S, DType kType, int kRows>
+// kFull: how many vectors a row is, where it is whole vectors and that is a number worth code of its own; or 0.
+template <class S, DType kType, int kRows, int kFull>
 inline void qk_norm_rope_range(const QkArgs& given, int64_t begin, int64_t end) {
   using V = HeadVector<S>;
   constexpr int kLanes = Wide<S>::kLanes, kParts = HeadSum<S>::kParts;
   const QkArgs args = given;  // its address stays here: stores cannot change it
-  const int head = args.head;
+  const int head = kFull ? kFull * kLanes * kRows : args.head;
   const RowShape<S> shape(head / kRows);
-  const int vectors = shape.vectors(), padded = shape.padded;
+  const int full = kFull ? kFull : shape.full, rest = kFull ? 0 : shape.rest;
+  const int vectors = kFull ? kFull : shape.vectors(), padded = kFull ? kFull * kLanes : shape.padded;
   HeadMemory<S> memory;
   const bool norms = args.norm != HeadNorm::kNone, turns = args.cos != nullptr;
   const bool scales = args.weight[0] || args.weight[1], shifts = args.shift[0] || args.shift[1];
@@ -171,12 +173,11 @@ inline void qk_norm_rope_range(const QkArgs& given, int64_t begin, int64_t end) 
     for (int row = 0; row < kRows; ++row) {
       const int from = row * shape.length;
       S* const to_row = h + row * padded;
-      for (int j = 0; j < shape.full; ++j)
-        store_bytes(to_row + j * kLanes, load(first, bias, from + j * kLanes), false);
-      if (shape.rest == 0) continue;
-      if (shape.full > 0) {
+      for (int j = 0; j < full; ++j) store_bytes(to_row + j * kLanes, load(first, bias, from + j * kLanes), false);
+      if (rest == 0) continue;
+      if (full > 0) {
         const V last = (V)__builtin_shuffle(load(first, bias, from + shape.length - kLanes), shape.gather);
-        store_bytes(to_row + shape.full * kLanes, shape.kept(last), false);
+        store_bytes(to_row + full * kLanes, shape.kept(last), false);
       } else {
         for (int i = 0; i < shape.length; ++i) to_row[i] = load_single(first, bias, from + i);
         for (int i = shape.length; i < kLanes; ++i) to_row[i] = S(0);
@@ -194,7 +195,7 @@ inline void qk_norm_rope_range(const QkArgs& given, int64_t begin, int64_t end) 
       for (int j = 0; j < vectors; ++j) {
         S* const at = h + row * padded + j * kLanes;
         const V centred = load_bytes<V>(at) - mean;
-        store_bytes(at, j < shape.full ? centred : shape.kept(centred), false);
+        store_bytes(at, j < full ? centred : shape.kept(centred), false);
       }
   };
   // A head out of the buffer: scaled, moved, turned.
@@ -213,7 +214,7 @@ inline void qk_norm_rope_range(const QkArgs& given, int64_t begin, int64_t end) 
     V before[kRows] = {};
     const auto put = [&](int row, int j, const V& value) __attribute__((always_inline)) {
       const int from = row * shape.length;
-      if (j < shape.full) {
+      if (j < full) {
         store(out, to + from + j * kLanes, value);
         before[row] = value;
       } else if (j > 0) {
@@ -281,8 +282,15 @@ inline void qk_norm_rope_range(const QkArgs& given, int64_t begin, int64_t end) 
 
 template <class S, DType kType>
 inline void qk_norm_rope_typed(const QkArgs& args, int64_t begin, int64_t end) {
-  return head_rows(args) == 2 ? qk_norm_rope_range<S, kType, 2>(args, begin, end)
-                              : qk_norm_rope_range<S, kType, 1>(args, begin, end);
+  const int rows = head_rows(args), row = args.head / rows;
+  constexpr int kLanes = Wide<S>::kLanes, kCommon = 64 / kLanes;  // rows of 64 elements
+  if constexpr (sizeof(S) == 4 && kCommon * kLanes % kHeadLanes == 0) {
+    if (rows == 1 && row == 64) return qk_norm_rope_range<S, kType, 1, kCommon>(args, begin, end);
+    if (rows == 1 && row == 128) return qk_norm_rope_range<S, kType, 1, 2 * kCommon>(args, begin, end);
+    if (rows == 2 && args.head == 128) return qk_norm_rope_range<S, kType, 2, kCommon>(args, begin, end);
+  }
+  return rows == 2 ? qk_norm_rope_range<S, kType, 2, 0>(args, begin, end)
+                   : qk_norm_rope_range<S, kType, 1, 0>(args, begin, end);
 }
 
 // Tokens begin .. end of the batch.

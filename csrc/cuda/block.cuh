@@ -184,17 +184,23 @@ struct FusedMath {
   static PFC_HD float mul_add(float a, float b, float c) { return DeviceMath::mul_add(a, b, c); }
 };
 
-template <class S>
+// T is what the result is stored as: half types take fewer operations.
+template <class S, class T>
 PFC_HD S gate_function(Gated kind, S z) {
   if constexpr (sizeof(S) == 8) {
     return ExactActivation::one(kind == Gated::kGELU       ? Activation::kGELU
                                 : kind == Gated::kGELUTanh ? Activation::kGELUTanh
                                                            : Activation::kSiLU,
                                 0.0, z);
+  } else if constexpr (sizeof(T) == 2) {
+    constexpr int kDigits = std::is_same_v<T, BFloat16> ? 8 : 11;
+    if (kind == Gated::kGELU) return activation::gelu_half<FusedMath, kDigits>(z);
+    if (kind == Gated::kGELUTanh) return activation::gelu_tanh_half<FusedMath, kDigits>(z);
+    return activation::silu_half<FusedMath, kDigits>(z);
   } else {
     if (kind == Gated::kGELU) return activation::gelu32<FusedMath>(z);
     if (kind == Gated::kGELUTanh) return activation::gelu_tanh32<FusedMath>(z);
-    return activation::silu<FusedMath, false>(z).value;
+    return activation::silu32<FusedMath>(z);
   }
 }
 
@@ -226,7 +232,7 @@ struct GatedThread {
     };
     V z = operand(0);
     PFC_FULL_UNROLL
-    for (int e = 0; e < kItem; ++e) z.v[e] = gate_function<S>(args.kind, z.v[e]);
+    for (int e = 0; e < kItem; ++e) z.v[e] = gate_function<S, T>(args.kind, z.v[e]);
     if (args.kind == Gated::kSwiGLU) {
       const V other = operand(args.width);
       PFC_FULL_UNROLL

@@ -267,8 +267,8 @@ def gelu(x: Tensor, bias: Tensor | None = None, approximate: Literal["none", "ta
         approximate: "none" or "tanh", as in torch.
 
     Returns:
-        [..., C], contiguous. float32 is within 4.5 ulp (tanh 1.4) where the instruction set has a fused multiply-add, and
-        within 2 ulp where it has none and float64 is used.
+        [..., C], contiguous. float32 is within 4.6 ulp (tanh 2.4) where the instruction set has a fused multiply-add, and
+        within 2 ulp where it has none and float64 is used; half precision within 0.53 ulp of its own.
 
     Raises:
         TypeError, ValueError: shapes, dtypes or devices that do not agree; another ``approximate``.
