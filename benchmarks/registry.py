@@ -108,17 +108,14 @@ MODULES = (
     "interpolate",
     "tokens",
     "block",
+    "block_in_place",
     "dispatch",
     "sampler_vs_diffusers",
     "engine",
     "solve",
     "log_prob",
-<<<<<<< HEAD
     "backbones",
     "policy",
-=======
-    "block_in_place",
->>>>>>> opsx
 )
 
 
