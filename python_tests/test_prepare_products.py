@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 
 import pyflowcore as pfc
 from pyflowcore import models
@@ -147,25 +148,93 @@ def test_a_moved_or_replaced_weight_is_seen() -> None:
         torch.testing.assert_close(field(x, t), model(x, t), rtol=1e-4, atol=1e-5)
 
 
-def compiled_by(field: pfc.Field) -> Tensor:
+CHANGES = {
+    "a layer": lambda m: setattr(m.blocks[0].attention, "out", scaled(m.blocks[0].attention.out)),
+    "a block": lambda m: m.blocks.__setitem__(1, copy.deepcopy(m.blocks[0])),
+    "a parametrisation": lambda m: register_parametrization(m.blocks[0].attention.out, "weight", Twice()),
+    "a parametrisation's weight": lambda m: m.blocks[1].attention.out.parametrizations.weight[0].by.mul_(3.0),
+    "a buffer, written": lambda m: m.positions.mul_(2.0),
+    "a buffer": lambda m: setattr(m, "positions", m.positions.flip(0)),
+    "the dtype": lambda m: m.double(),
+}
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.by = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return self.by * weight
+
+
+def scaled(one: nn.Linear) -> nn.Linear:
+    made = copy.deepcopy(one)
+    made.weight.mul_(2.0)
+    return made
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_whatever_changes_in_the_model_is_seen(name: str) -> None:
+    model = dit()
+    register_parametrization(model.blocks[1].attention.out, "weight", Twice())
+    field = pfc.prepare(model)
     sampler = pfc.Sampler(pfc.plan("euler", steps=2))
-    run = torch.compile(lambda x: sampler(field, x0=x), backend="aot_eager")
+    x = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        return run(torch.ones(2, 2, 4, 4))
+        before = sampler(field, x0=x)
+        CHANGES[name](model)
+        dtype = next(model.parameters()).dtype
+        found, want = sampler(field, x0=x.to(dtype)), sampler(model, x0=x.to(dtype))
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+    assert name == "the dtype" or not torch.allclose(found, before, rtol=1e-3)
+
+
+def test_weights_whose_writes_are_not_counted_are_not_kept() -> None:
+    with torch.inference_mode():
+        model, other = dit(), dit()
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+        field = pfc.prepare(model)
+        x, t = torch.randn(2, 2, 4, 4), torch.rand(2)
+        field(x, t)
+        model.load_state_dict(other.state_dict())
+        torch.testing.assert_close(field(x, t), model(x, t), rtol=1e-4, atol=1e-5)
+        assert "inference mode" in field.net.packed.products.reason
+
+
+def operators_compiled(field: pfc.Field) -> tuple[Tensor, list[str]]:
+    names: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        names.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    sampler = pfc.Sampler(pfc.plan("euler", steps=2))
+    run = torch.compile(lambda x: sampler(field, x0=x), backend=backend, fullgraph=True)
+    with torch.no_grad():
+        return run(torch.ones(2, 2, 4, 4)), names
 
 
 def test_a_compiler_sees_plain_products() -> None:
     model = dit()
+    field = pfc.prepare(model)
     sampler = pfc.Sampler(pfc.plan("euler", steps=2))
     with torch.no_grad():
         want = sampler(model, x0=torch.ones(2, 2, 4, 4))
-    torch.testing.assert_close(compiled_by(pfc.prepare(model)), want, rtol=1e-4, atol=1e-5)
+        sampler(field, x0=torch.ones(2, 2, 4, 4))  # packed and recorded
+    found, names = operators_compiled(field)
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+    assert any("linear" in name for name in names) and not any("mkldnn" in name for name in names), names
 
 
 def test_explain_names_the_products() -> None:
     sampler = pfc.Sampler(pfc.plan("euler", steps=2))
     parts = dict(sampler.explain(pfc.prepare(dit())).parts)
-    assert ("oneDNN" in parts["products"]) == PACKS
+    assert ("on packed weights" in parts["products"]) == PACKS
+    moving = pfc.prepare(dit())
+    moving.model.double()
+    assert "float64" in dict(sampler.explain(moving).parts)["products"]
     double = dict(sampler.explain(pfc.prepare(dit().double())).parts)
     assert "PyTorch's, since" in double["products"] and "float64" in double["products"]
     assert "products" not in dict(sampler.explain(dit()).parts)

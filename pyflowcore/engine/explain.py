@@ -14,6 +14,7 @@ from ..branches import scales_of
 from ..calls import Call
 from ..fuse import FusedField
 from ..prepare.field import PreparedField
+from ..prepare.products import LEAST_OPERATIONS
 
 __all__ = ["Explanation", "explain", "obstacles"]
 
@@ -194,10 +195,11 @@ def _loop_parts(call: Call, kernels: str, guided: bool, apart: bool) -> _Parts:
             where = f"prepared {name}, what depends on time and condition once for all rows"
             operators += packed.operators
         if not call.enable_grad:
-            reason = packed.products.reason
-            products = (
-                f"PyTorch's, since {reason}" if reason else "oneDNN's, weights packed at their first use"
-            )
+            packed.follow()  # the weights may have moved
+            reason, least = packed.products.reason, LEAST_OPERATIONS >> 20
+            products = f"oneDNN's on packed weights, from {least} million operations on; below, PyTorch's"
+            if reason:
+                products = f"PyTorch's, since {reason}"
     parts = [
         ("network", where),
         *([("products", products)] if products else []),
