@@ -15,6 +15,7 @@ from ._library import PyflowcoreWarning
 from .calls import weak_of
 from .field import Field
 from .initial import Begin, seeds_once, start_of
+from .prepare.field import PreparedField
 from .scales import Scale
 
 if TYPE_CHECKING:
@@ -204,6 +205,8 @@ class CapturedRun:
             with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                 self._trajectory()
             self._graph, self._done = graph, torch.cuda.Event()
+            # The graph knows addresses alone; what the field makes of its weights it may make anew and let go.
+            self._read = self._field.held() if isinstance(self._field, PreparedField) else ()
             self._done.record(current)
 
     def _start(self, seeds: Tensor | None, x0: Tensor | None, init: Tensor | None) -> Any:

@@ -268,3 +268,26 @@ def test_refusals() -> None:
     for labels in (torch.zeros(2, 2).long(), torch.zeros(3).long(), torch.zeros(1).long()):
         with pytest.raises(ValueError, match=r"y must hold one label a sample, \[2\]"):
             pfc.Sampler(pfc.plan("euler", steps=2))(field, shape=model.shape, batch=2, cond={"y": labels})
+
+
+def test_modulations_in_several_pieces_of_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all rows' modulations are too many, a few rows' are made at a time, and the views of the last are not taken."""
+    model = dit().double()
+    sampler = pfc.Sampler(pfc.plan("heun", steps=5), pfc.CFG(2.0, interval=(0.3, 0.7)))
+    arguments = {
+        "seeds": [4, 5], "shape": model.shape, "dtype": torch.float64, "cond": {"y": torch.tensor([0, 3])},
+        "uncond": {"y": torch.tensor(model.null_class)},
+    }  # fmt: skip
+    made = []
+    one = steering.Steering._make
+
+    def few(self: steering.Steering, first: int, last: int) -> list[Tensor]:
+        made.append(first)
+        return one(self, first, last)
+
+    monkeypatch.setattr(steering.Steering.__init__, "__defaults__", (200_000,))
+    monkeypatch.setattr(steering.Steering, "_make", few)
+    with torch.no_grad():
+        found = sampler(pfc.prepare(model), **arguments)
+        assert error(found, sampler(model, **arguments)) < 1e-12
+    assert len(made) > 2

@@ -367,3 +367,20 @@ def test_refused_prefix_and_points() -> None:
             pfc.Sampler(pfc.plan("euler", steps=2))(
                 field, x0=torch.zeros(1, *model.shape), cond={"prefix": prefix}
             )
+
+
+def test_gradients_of_a_prefix_are_not_lost() -> None:
+    """A frozen expert behind a model that learns: the prefix is a tuple of tensors."""
+    torch.manual_seed(0)
+    model = models.ActionExpert(
+        horizon=3, dims=2, width=32, depth=2, heads=2, kv_heads=1, head_dim=16, mlp_width=32, prefix_width=8
+    )
+    model = model.eval().requires_grad_(False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        prefix = model.prefix(torch.randn(1, 4, 8))
+    keys = prefix.keys.clone().requires_grad_()
+    out = pfc.prepare(model)(torch.randn(1, 3, 2), torch.rand(1), prefix=prefix._replace(keys=keys))
+    out.square().sum().backward()
+    assert keys.grad is not None and float(keys.grad.norm()) > 0

@@ -307,3 +307,11 @@ def test_a_compiler_traces_it_whole() -> None:
     field = pfc.prepare(model)
     compiled = torch.compile(lambda x, t, **cond: field(x, t, **cond), backend="eager", fullgraph=True)
     torch.testing.assert_close(call(compiled, found), call(field, found), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_network_is_recorded(name: str) -> None:
+    model = mmdit(**OPTIONS[name])
+    field = pfc.prepare(model)
+    call(field, cast(given(model, 2, masked=True), torch.float32))
+    assert field.net.packed._lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import sys
+import weakref
 
 import pytest
 import torch
@@ -122,20 +123,27 @@ def test_prepared_fields_are_copied_without_what_is_packed(again: object) -> Non
         assert torch.equal(field(x, t), want)
 
 
-def test_a_training_step_is_seen_by_the_next_trajectory() -> None:
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}], ids=str)
+def test_a_training_step_is_seen_by_the_next_trajectory(options: dict[str, bool]) -> None:
     model = dit()
     field = pfc.prepare(model)
     sampler = pfc.Sampler(pfc.plan("euler", steps=3))
-    learner = torch.optim.SGD(model.parameters(), lr=0.1)
+    half = pfc.prepare(model, dtype=torch.bfloat16)
+    learner = torch.optim.AdamW(model.parameters(), lr=0.1, **options)
     for _ in range(2):
         x, t = torch.randn(2, 2, 4, 4), torch.rand(2)
         learner.zero_grad()
         model(x, t).square().mean().backward()
+        before = sampler(field, shape=model.shape, seeds=[1, 2])
+        assert not half.stale()
         learner.step()
+        assert half.stale()
+        half.refresh()
         found = sampler(field, shape=model.shape, seeds=[1, 2])
         torch.testing.assert_close(
             found, sampler(model, shape=model.shape, seeds=[1, 2]), rtol=1e-4, atol=1e-5
         )
+        assert not torch.allclose(found, before, rtol=1e-3)
 
 
 def test_a_moved_or_replaced_weight_is_seen() -> None:
@@ -238,3 +246,57 @@ def test_explain_names_the_products() -> None:
     double = dict(sampler.explain(pfc.prepare(dit().double())).parts)
     assert "PyTorch's, since" in double["products"] and "float64" in double["products"]
     assert "products" not in dict(sampler.explain(dit()).parts)
+
+
+class Adapted(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1.0
+
+
+def test_layers_that_compute_something_else_are_refused() -> None:
+    model = dit()
+    field = pfc.prepare(model)
+    model.blocks[0].attention.out = Adapted(32, 32)
+    with pytest.raises(TypeError, match=r"blocks.0.attention.out is a Adapted.*allowed is Linear"):
+        pfc.prepare(model)
+    with torch.no_grad(), pytest.raises(TypeError, match="Adapted"):
+        field(torch.randn(1, 2, 4, 4), torch.rand(1))
+    model = dit()
+    hook = model.blocks[1].register_forward_hook(lambda *_: None)
+    with pytest.raises(TypeError, match=r"blocks.1 has a forward hook"):
+        pfc.prepare(model)
+    hook.remove()
+    pfc.prepare(model)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda field: pickle.loads(pickle.dumps(field))])
+def test_copies_of_fields_in_another_dtype_keep_their_weights(again: object) -> None:
+    model = dit()
+    field = pfc.prepare(model, dtype=torch.bfloat16)
+    x, t = torch.randn(2, 2, 4, 4), torch.rand(2)
+    with torch.no_grad():
+        want = field(x, t)
+        made = again(field)  # type: ignore[operator]
+        assert not made.stale()
+        made.model.head.out.weight.mul_(2.0)
+        assert made.stale() and torch.equal(made(x, t), want)
+        assert again(made).stale()  # type: ignore[operator]
+        made.refresh()
+        assert not torch.equal(made(x, t), want)
+
+
+def test_who_keeps_addresses_can_keep_what_is_there() -> None:
+    """What a captured graph reads outlives a write to the weights."""
+    model = dit()
+    field = pfc.prepare(model)
+    x, t = torch.randn(2, 2, 4, 4), torch.rand(2)
+    with torch.no_grad():
+        field(x, t)
+        held = field.held()
+        places = [weakref.ref(tensor) for tensor in field.net.packed._kept.values()]
+        assert places
+        model.embed.bias.add_(1.0)
+        field(x, t)
+        assert all(ref() is not None for ref in places)
+        del held
+        assert all(ref() is None for ref in places)

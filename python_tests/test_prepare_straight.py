@@ -267,6 +267,9 @@ def test_recordings_are_few_and_know_the_grad_mode() -> None:
     outside = sampler(field, shape=field.model.shape, seeds=[0], cond={"y": torch.tensor([0])})
     assert torch.equal(inside, outside) and not outside.is_inference()
     assert {key[1] for key in packed._lines} == {True, False}
+    with torch.no_grad():
+        field(torch.randn(1, 2, 4, 4), torch.rand(1), y=torch.tensor([0]))
+    assert not any(key[0] for key in packed._lines)
 
 
 def test_weights_written_while_another_thread_records() -> None:

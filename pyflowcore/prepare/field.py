@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -52,13 +52,17 @@ def wants_gradient(packed: Packed[Any], x: Tensor, t: Tensor, cond: dict[str, An
     """The fused path is for evaluation; where something learns, the model itself runs."""
     if not torch.is_grad_enabled():
         return False
-    tensors = [
-        x,
-        t,
-        *(value for value in cond.values() if isinstance(value, Tensor)),
-        *packed.source.parameters(),
-    ]
+    tensors = [x, t, *_tensors(list(cond.values())), *packed.source.parameters()]
     return any(tensor.requires_grad for tensor in tensors)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Those of conditions, also where they come in tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(one)
 
 
 def check_conditions(packed: Packed[Any], cond: dict[str, Any]) -> None:
@@ -91,13 +95,17 @@ class PreparedField(Field):
         return self.net.packed.source
 
     def refresh(self) -> None:
-        """Takes the weights that the model has now. Needed after training where ``dtype`` is not the model's own; else the
-        tensors are the model's."""
+        """Takes the weights that the model has now. Needed after training where ``dtype`` is not the model's own, and after
+        writes that cannot be seen (docs/prepared-fields.md)."""
         self.net.packed.refresh()
 
     def stale(self) -> bool:
         """Whether the model's weights were written since they were copied."""
         return self.net.packed.stale()
+
+    def held(self) -> tuple[Any, ...]:
+        """What evaluations read that the caller does not own, for who keeps its addresses."""
+        return self.net.packed.held()
 
     def device(self) -> torch.device | None:
         for parameter in self.model.parameters():

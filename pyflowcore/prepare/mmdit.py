@@ -177,7 +177,7 @@ class PackedMMDiT(Packed[MMDiT]):
         """
         model, (batch, length) = self.model, (len(x), text.shape[1])
         rows, columns = x.shape[2] // model.patch, x.shape[3] // model.patch
-        place: Tensor = model.embed.bias
+        place: Tensor = model.embed.bias.detach()
         if (fixed := model.places(rows, columns)) is not None:
             place = (fixed + place).to(text.dtype)
         shared = [text[:batch], place, None, None, None, None, None]

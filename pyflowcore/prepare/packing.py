@@ -10,9 +10,11 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 from torch._C import DisableTorchFunction
+from torch.nn.utils.parametrize import is_parametrized
 
 from .products import Products
 from .straight import record, signature, watched
+from .weights import writes
 
 __all__ = ["Evaluate", "Packed"]
 
@@ -22,6 +24,22 @@ MOST_LINES = 16
 # (x [n, ...], row of the plan) -> the network's output, like x
 Evaluate = Callable[[Tensor, int], Tensor]
 Model = TypeVar("Model", bound=nn.Module)
+
+
+def check_modules(model: nn.Module) -> None:
+    """What is evaluated are the weights; so a layer of another kind, or a hook, would be passed over."""
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise TypeError(
+                f"{name or 'model'} has a forward hook, which a prepared field would not call: remove it first"
+            )
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and not is_parametrized(module):
+            plain = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
+            if type(module) is not plain:
+                raise TypeError(
+                    f"{name} is a {type(module).__name__}, of which a prepared field would use the weight and bias alone; "
+                    f"allowed is {plain.__name__}, or a parametrisation of it"
+                )
 
 
 class Packed(ABC, Generic[Model]):
@@ -47,7 +65,7 @@ class Packed(ABC, Generic[Model]):
     def __init__(self, source: Model, dtype: torch.dtype | None) -> None:
         self.source = source
         self._dtype = dtype
-        self._marks: tuple[tuple[int, int], ...] = ()
+        self._marks: tuple[Any, ...] = ()
         self.model = source
         self.products = Products(source)
         self._lines: dict[Any, Callable[..., Tensor]] = {}
@@ -60,7 +78,12 @@ class Packed(ABC, Generic[Model]):
         return self._dtype or next(self.source.parameters()).dtype
 
     def refresh(self) -> None:
-        """Takes the weights that the model has now, where they are copies."""
+        """Takes the weights that the model has now, where they are copies.
+
+        Raises:
+            TypeError: naming a module that computes something else than its weights say.
+        """
+        check_modules(self.source)
         if all(p.dtype == self.dtype for p in self.source.parameters()):
             self.model = self.source
             self._renew()
@@ -82,8 +105,8 @@ class Packed(ABC, Generic[Model]):
         """Whether the model's weights were written since they were copied."""
         return self.model is not self.source and self._marks != self._written()
 
-    def _written(self) -> tuple[tuple[int, int], ...]:
-        return tuple((id(p), p._version) for p in self.source.parameters())
+    def _written(self) -> tuple[Any, ...]:
+        return tuple((id(p), *writes(p)) for p in self.source.parameters())
 
     def start(self, times: Tensor, cond: dict[str, Any], n: int) -> Evaluate:
         """:meth:`begin`, with the weights that the model has now."""
@@ -148,9 +171,18 @@ class Packed(ABC, Generic[Model]):
         """What was made of the weights; in other dicts, since trajectories on other threads may still fill these."""
         self._lines, self._kept = {}, {}
 
+    def held(self) -> tuple[Any, ...]:
+        """All that evaluations read which is not the caller's: for who keeps their addresses, as a CUDA graph does."""
+        return self.model, self._kept, self.products.kept_now()
+
     def __getstate__(self) -> dict[str, Any]:
-        """Without recordings: they hold this model's tensors."""
-        return self.__dict__ | {"_lines": {}, "_kept": {}}
+        """Without recordings, which hold this model's tensors, and marks, which are addresses."""
+        return self.__dict__ | {"_lines": {}, "_kept": {}, "_marks": self.stale(), "products": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.products = Products(self.model)
+        self._marks = () if state["_marks"] else self._written()
 
     @abstractmethod
     def begin(self, times: Tensor, cond: dict[str, Any], n: int) -> Evaluate:

@@ -104,6 +104,6 @@ class Products:
                 store[key] = layer, make()  # with the layer, whose address is its name
         return store[key][1]
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what is packed: its layout is this machine's."""
-        return self.__dict__ | {"_kept": {}}
+    def kept_now(self) -> dict[tuple[int, str], tuple[Any, Tensor]]:
+        """What was made so far of the weights as they are."""
+        return self._kept

@@ -4,9 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["Weights"]
+__all__ = ["Weights", "writes"]
+
+# Fused optimizers write weights and count no versions, so their steps are counted here, of every weight that they have.
+_steps: Any = WeakIdKeyDictionary()
+
+
+def _count_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    for group in optimizer.param_groups:
+        if group.get("fused"):
+            for parameter in group["params"]:
+                _steps[parameter] = _steps.get(parameter, 0) + 1
+
+
+register_optimizer_step_post_hook(_count_step)
+
+
+def writes(tensor: Tensor) -> tuple[int, int]:
+    """How often a tensor was written: as it counts itself, and by fused optimizers. In inference mode nothing is counted."""
+    return 0 if tensor.is_inference() else tensor._version, _steps.get(tensor, 0) if _steps else 0
+
 
 # Of every module its children; of every parameter and buffer which it is, where it lies and how often it was written.
 Marks = tuple[tuple[Any, ...], tuple[Any, ...]]
@@ -45,7 +67,9 @@ class Weights:
         return next(self._model.parameters())
 
     def _look(self) -> Marks:
-        children, found, held = [], [], []
+        children: list[Any] = []
+        found: list[Any] = []
+        held: list[Tensor] = []
         self.unseen = ""
         for module in self._modules:
             children.append(tuple(map(id, module._modules.values())))
@@ -58,11 +82,7 @@ class Weights:
                 elif tensor.is_inference():
                     self.unseen = "the weights were made in inference mode, where writes are not counted"
                 else:
-                    found.append((id(tensor), tensor.data_ptr(), tensor._version))
+                    found.append((id(tensor), tensor.data_ptr(), *writes(tensor)))
         # Held, so that no other tensor gets the address by which one is known; modules are held by the list.
         self._held = held
         return tuple(children), tuple(found)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Marks are addresses of this process."""
-        return self.__dict__ | {"_marks": ((), ()), "_held": []}
